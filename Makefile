@@ -1,0 +1,46 @@
+# Every target sets itself up first. Only Python >= 3.11 and make are needed on the machine.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test test-all check format demo dev bench clean
+
+help: ## show this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-9s %s\n", $$1, $$2}'
+
+setup: $(READY) ## make .venv with everything in it
+
+$(READY): pyproject.toml constraints.txt packaging/setup_venv.py
+	$(PYTHON) packaging/setup_venv.py $(VENV)
+	@touch $@
+
+test: $(READY) ## quick tests
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(READY) ## every test, the slow ones too
+	$(BIN)/python -m pytest
+
+check: $(READY) ## format, lint, types, layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY) ## format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+demo: $(READY) ## sample scenes -> index -> quality -> a small model, through Dagster
+	$(BIN)/python -m moge_pipeline.demo
+
+dev: $(READY) ## Dagster and MLflow user interfaces
+	$(BIN)/python -m moge_pipeline.dev
+
+bench: $(READY) ## measure and print tables
+	$(BIN)/python -m benchmarks
+
+clean: ## remove caches and the environment; data, workspaces and run history stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
