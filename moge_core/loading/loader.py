@@ -1,0 +1,240 @@
+"""The endless stream of training batches.
+
+with TrainLoader(config.data, batch_size=8, seed=0) as loader:
+    for step, batch in zip(range(1000), loader):
+        train(batch["image"], batch["depth"])
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from moge_core.configuration import parse_as
+from moge_core.datasets import read_index
+from moge_core.errors import InputError
+from moge_core.loading.batch import LoadedBatch, load_batch
+from moge_core.loading.config import DataConfig
+from moge_core.loading.failures import Failure, FailureLog
+from moge_core.loading.instance import Sample, recipes_of
+from moge_core.loading.sampling import NUM_CANDIDATES, BatchLayout, BatchPlan, Sampler
+from moge_core.loading.workers import WorkerPool
+
+MAX_AUTO_WORKERS = 8
+
+Batch = dict[str, Any]
+"""What a batch of B instances holds.
+
+image           (B, 3, H, W) float32, 0..1
+depth           (B, H, W) float32, NaN unknown, +Inf infinitely far
+depth_mask_fin  (B, H, W) bool, finitely far for the mask losses
+depth_mask_inf  (B, H, W) bool, infinitely far
+normal          (B, H, W, 3) float32, NaN unknown; only if a label of the batch is in `normals_for`
+intrinsics      (B, 3, 3) float32, normalised
+is_metric       (B,) bool
+label_type      list of B names of loss sets
+info            list of B dictionaries: dataset, instance, sample_number, seed, ...
+"""
+
+
+class TrainLoader:
+    """Batches of random views of random instances, the same for the same seed, without end.
+
+    Sample n of a run (n = optimiser step * global batch + position) is a function of (seed, n): its dataset, drawn by
+    weight, its instance, view and augmentation. The image size is a function of (seed, step) and shared by all ranks
+    and micro-batches. An instance that cannot be used is replaced by another one of its dataset, and recorded.
+
+    Iterate as often as needed: the stream goes on where it was. Leaving the `with` block, or `close()`, ends the worker
+    processes.
+
+    Args:
+        data: the `data` section of a configuration, or its dictionary.
+        batch_size: instances per rank and micro-batch.
+        seed: of the run, 0 or greater.
+        accumulation: micro-batches per optimiser step.
+        rank: this process among those that train together.
+        world_size: number of those processes.
+        num_workers: processes that load ahead; 0 loads in this one. `auto` leaves one of the cores of this rank to
+            the training and takes up to 8; with one or two cores, 0.
+        normals_for: labels whose batches need `normal`.
+        max_failure_share: most of the last 10,000 draws that may be unusable (32 may always be).
+
+    Raises:
+        MissingIndexError: a dataset has no index where the configuration says one is.
+        DatasetError: an index cannot be used.
+        ConfigError: `data` is not a valid section.
+        InputError: another argument is outside its domain.
+    """
+
+    def __init__(
+        self,
+        data: DataConfig | Mapping[str, Any],
+        batch_size: int,
+        seed: int,
+        *,
+        accumulation: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int | Literal["auto"] = "auto",
+        normals_for: Collection[str] = (),
+        max_failure_share: float = 0.01,
+    ) -> None:
+        config = data if isinstance(data, DataConfig) else parse_as(DataConfig, data, "data")
+        self._layout = BatchLayout(batch_size, accumulation, rank, world_size)
+        self._num_workers = _resolve_num_workers(num_workers, world_size)
+        self._recipes = recipes_of(config, normals_for)
+        # A dataset of weight 0 is switched off: it is never drawn, so it need not be there.
+        indexes = [
+            read_index(dataset.resolved_path(), dataset.index) if dataset.weight > 0 else []
+            for dataset in config.datasets
+        ]
+        self._sampler = Sampler(config, indexes, seed)
+        self._log = FailureLog(max_failure_share)
+        self._seed = seed
+        self._step = 0
+        self._micro_batch = 0
+        self._pool: WorkerPool | None = None
+
+    @property
+    def failures(self) -> list[Failure]:
+        """Skipped instances, each once for every rule that it broke: (dataset, instance, rule, detail)."""
+        return list(self._log.failures)
+
+    @property
+    def failure_counts(self) -> Counter[tuple[str, str]]:
+        """How many draws were skipped, by (dataset, rule)."""
+        return Counter(self._log.counts)
+
+    @property
+    def num_workers(self) -> int:
+        """Worker processes in use; 0 means that batches are loaded in this process."""
+        return self._num_workers
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        """The next batch.
+
+        Raises:
+            DatasetError: too many instances are unusable; names them.
+            TrainingError: a worker process died.
+        """
+        if self._num_workers == 0:
+            loaded = load_batch(self._recipes, self._sampler.plan_batch(self._layout, self._step, self._micro_batch))
+        else:
+            loaded = self._running_pool().next()
+        self._step, self._micro_batch = self._layout.after(self._step, self._micro_batch)
+        self._record(loaded)
+        return _collate(loaded.samples)
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the stream stands: what the next batch will be. Batches loaded ahead do not count."""
+        return {"seed": self._seed, "step": self._step, "micro_batch": self._micro_batch, **self._layout_state()}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on where `state` was taken.
+
+        At the start of an optimiser step the batch may since have been dealt out differently (other ranks, other
+        accumulation); the samples of the step are the same as long as the global batch is.
+
+        Raises:
+            InputError: the state is of another seed, or taken within a step that was dealt out differently.
+        """
+        step, micro_batch = state["step"], state["micro_batch"]
+        if state["seed"] != self._seed:
+            raise InputError(
+                "seed", "must be the one of the run that goes on", found=self._seed, fix=f"It was {state['seed']}."
+            )
+        if step < 0 or not 0 <= micro_batch < self._layout.accumulation:
+            raise InputError("state", "must name a step and a micro-batch of it", found=dict(state))
+        layout = self._layout_state()
+        if micro_batch and any(state[key] != value for key, value in layout.items()):
+            raise InputError("state", f"must be of the layout {layout} within a step", found=dict(state))
+        self.close()
+        self._step, self._micro_batch = step, micro_batch
+
+    def close(self) -> None:
+        """End the worker processes. Iterating again starts new ones."""
+        if self._pool is not None:
+            self._end_pool()
+            self._pool = None
+
+    def __enter__(self) -> TrainLoader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _running_pool(self) -> WorkerPool:
+        if self._pool is None:
+            plans = _plans_from(self._sampler, self._layout, self._step, self._micro_batch)
+            self._pool = WorkerPool(self._num_workers, self._recipes, plans)
+            # Also when the loader is dropped or the interpreter ends without `close`.
+            self._end_pool = weakref.finalize(self, self._pool.close)
+        return self._pool
+
+    def _record(self, loaded: LoadedBatch) -> None:
+        self._log.record(len(loaded.samples), loaded.failures)
+        if len(loaded.samples) < len(loaded.plan.samples):
+            raise self._log.error(f"one of {NUM_CANDIDATES} instances must be usable", len(loaded.failures))
+
+    def _layout_state(self) -> dict[str, int]:
+        layout = self._layout
+        return {
+            "batch_size": layout.batch_size,
+            "accumulation": layout.accumulation,
+            "world_size": layout.world_size,
+        }
+
+
+def _resolve_num_workers(num_workers: int | Literal["auto"], world_size: int) -> int:
+    if num_workers == "auto":
+        # torchrun and accelerate say how many ranks share this machine.
+        num_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+        cores = _num_cores() // num_ranks
+        return min(cores - 1, MAX_AUTO_WORKERS) if cores > 2 else 0
+    if not isinstance(num_workers, int) or num_workers < 0:
+        raise InputError("num_workers", "must be `auto` or a number of processes", found=num_workers)
+    return num_workers
+
+
+def _num_cores() -> int:
+    """Cores that this process may use, where the system can say."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _plans_from(sampler: Sampler, layout: BatchLayout, step: int, micro_batch: int) -> Iterator[BatchPlan]:
+    while True:
+        yield sampler.plan_batch(layout, step, micro_batch)
+        step, micro_batch = layout.after(step, micro_batch)
+
+
+def _collate(samples: Sequence[Sample]) -> Batch:
+    image = torch.from_numpy(np.stack([sample.image for sample in samples]))
+    batch: Batch = {
+        "image": image.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255),
+        "is_metric": torch.tensor([sample.is_metric for sample in samples]),
+        "label_type": [sample.label_type for sample in samples],
+        "info": [sample.info for sample in samples],
+    }
+    for key in ("depth", "depth_mask_fin", "depth_mask_inf", "intrinsics"):
+        batch[key] = torch.from_numpy(np.stack([getattr(sample, key) for sample in samples]))
+    if any(sample.normal is not None for sample in samples):
+        normal = torch.full((*batch["depth"].shape, 3), torch.nan)
+        for row, sample in enumerate(samples):
+            if sample.normal is not None:
+                normal[row] = torch.from_numpy(sample.normal)
+        batch["normal"] = normal
+    return batch
