@@ -1,0 +1,191 @@
+"""The DINOv2 vision transformer (arXiv 2304.07193), as much of it as MoGe uses.
+
+Names of modules and parameters are those of the published weights, so that their files load key by key.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moge_core.models.blocks import run_maybe_checkpointed
+from moge_core.models.config import ENCODERS, PATCH_SIZE
+
+TABLE_SIDE = 37
+"""The position table was trained for 37 x 37 patches (518 px)."""
+
+
+class DinoVisionTransformer(nn.Module):
+    """Vision transformer with patch size 14, LayerScale and a learnt position table.
+
+    Args:
+        name: one of `config.ENCODERS`. Weights start random: truncated normal of standard deviation 0.02 for
+            linear layers and embeddings, LayerScale 1.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        shape = ENCODERS[name]
+        self.name = name
+        self.dim = shape.dim
+        self.gradient_checkpointing = False
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, shape.dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + TABLE_SIDE**2, shape.dim))
+        # Part of the published weights; only DINOv2's own pretraining uses it, so it never gets a gradient here.
+        self.mask_token = nn.Parameter(torch.zeros(1, shape.dim))
+        self.patch_embed = PatchEmbedding(shape.dim)
+        self.blocks = nn.ModuleList(
+            TransformerBlock(shape.dim, shape.num_heads, swiglu=shape.swiglu) for _ in range(shape.depth)
+        )
+        self.norm = nn.LayerNorm(shape.dim, eps=1e-6)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw all weights anew, in a way that trains from scratch."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.LayerNorm):
+                module.reset_parameters()
+            elif isinstance(module, LayerScale):
+                nn.init.ones_(module.gamma)
+        for embedding in (self.cls_token, self.pos_embed):
+            nn.init.trunc_normal_(embedding, std=0.02)
+        nn.init.zeros_(self.mask_token)
+
+    def forward(self, image: Tensor, layers: list[int]) -> list[tuple[Tensor, Tensor]]:
+        """Outputs of chosen blocks, each after the final norm.
+
+        Args:
+            image: (B, 3, H, W), normalised, H and W multiples of 14.
+            layers: ascending 0-based block numbers. Blocks after the last of them are not run.
+
+        Returns:
+            For each layer the patch features (B, C, H / 14, W / 14) and the class token (B, C).
+        """
+        tokens = self.patch_embed(image)
+        rows, columns = tokens.shape[-2:]
+        tokens = tokens.flatten(2).transpose(1, 2)
+        # Flat, because the gradient of an expanded (1, 1, C) keeps the strides of the whole sequence.
+        class_token = self.cls_token.flatten().to(tokens.dtype).expand(len(tokens), 1, -1)
+        tokens = torch.cat([class_token, tokens], dim=1)
+        tokens = tokens + self._position_embedding(rows, columns).to(tokens.dtype)
+        outputs = []
+        for index, block in enumerate(self.blocks[: layers[-1] + 1]):
+            tokens = run_maybe_checkpointed(block, tokens, enabled=self.gradient_checkpointing)
+            if index in layers:
+                normed = self.norm(tokens)
+                features = normed[:, 1:].transpose(1, 2).reshape(len(tokens), self.dim, rows, columns)
+                outputs.append((features, normed[:, 0]))
+        return outputs
+
+    def idle_parameters(self, layers: list[int]) -> list[str]:
+        """Names of parameters that `forward` with these layers never uses: the mask token and blocks after the last."""
+        skipped = tuple(f"blocks.{index}." for index in range(layers[-1] + 1, len(self.blocks)))
+        return [name for name, _ in self.named_parameters() if name == "mask_token" or name.startswith(skipped)]
+
+    def _position_embedding(self, rows: int, columns: int) -> Tensor:
+        """The table resized to (rows, columns), float32, (1, 1 + rows * columns, C)."""
+        table = self.pos_embed.float()
+        if rows == columns == TABLE_SIDE:
+            return table
+        grid = table[:, 1:].reshape(1, TABLE_SIDE, TABLE_SIDE, self.dim).permute(0, 3, 1, 2)
+        # The published offset of 0.1 shifts the sampling positions; the weights were trained with it.
+        scale = ((rows + 0.1) / TABLE_SIDE, (columns + 0.1) / TABLE_SIDE)
+        grid = F.interpolate(grid, scale_factor=scale, mode="bicubic", antialias=False)
+        return torch.cat([table[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
+
+
+class PatchEmbedding(nn.Module):
+    """One linear projection per patch of 14 x 14 pixels."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, dim, kernel_size=PATCH_SIZE, stride=PATCH_SIZE)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, C, H / 14, W / 14)."""
+        embedded: Tensor = self.proj(image)
+        return embedded
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm attention and MLP, each scaled per channel and added to its input."""
+
+    def __init__(self, dim: int, num_heads: int, *, swiglu: bool) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = Attention(dim, num_heads)
+        self.ls1 = LayerScale(dim)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = SwiGLU(dim) if swiglu else Mlp(dim)
+        self.ls2 = LayerScale(dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
+        tokens = tokens + self.ls1(self.attn(self.norm1(tokens)))
+        out: Tensor = tokens + self.ls2(self.mlp(self.norm2(tokens)))
+        return out
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
+        qkv = self.qkv(tokens).unflatten(2, (3, self.num_heads, -1))
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        attended = F.scaled_dot_product_attention(query, key, value)
+        out: Tensor = self.proj(attended.transpose(1, 2).flatten(2))
+        return out
+
+
+class LayerScale(nn.Module):
+    """A learnt factor per channel, starting at 1."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(dim))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
+        return tokens * self.gamma
+
+
+class Mlp(nn.Module):
+    """Two linear layers with GELU between, hidden width 4 C."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, 4 * dim)
+        self.fc2 = nn.Linear(4 * dim, dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
+        out: Tensor = self.fc2(F.gelu(self.fc1(tokens)))
+        return out
+
+
+class SwiGLU(nn.Module):
+    """Gated MLP of the giant model (arXiv 2002.05202): about as many weights as `Mlp`, hidden width 8/3 C."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        hidden = (8 * dim // 3 + 7) // 8 * 8
+        self.w12 = nn.Linear(dim, 2 * hidden)
+        self.w3 = nn.Linear(hidden, dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
+        gate, value = self.w12(tokens).chunk(2, dim=-1)
+        out: Tensor = self.w3(F.silu(gate) * value)
+        return out

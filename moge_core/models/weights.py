@@ -1,0 +1,189 @@
+"""Tensors from files into modules: strict comparison, and initial weights for the encoder."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import urllib.request
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from moge_core.errors import CheckpointError, WeightsError
+from moge_core.models.base import MoGeModel
+
+HUB_URL = "https://dl.fbaipublicfiles.com/dinov2/{name}/{name}_pretrain.pth"
+HUB_ENCODERS = ("dinov2_vits14", "dinov2_vitb14", "dinov2_vitl14", "dinov2_vitg14")
+HUB_TIMEOUT_S = 20
+MAX_NAMES_SHOWN = 3
+
+
+def init_backbone(model: MoGeModel, init: str | Path) -> None:
+    """Give the model's encoder its initial weights; the rest of the model is left alone.
+
+    Args:
+        model: a model as `build_model` returns it.
+        init: "hub" for the published DINOv2 weights (downloaded once to torch's hub folder; with several processes
+            let the first one do it), "random" for new random ones, or a `.pth`, `.pt` or `.safetensors` file with
+            DINOv2's own key names.
+
+    Raises:
+        WeightsError: the weights cannot be had: offline, no such file, or none are published for this encoder.
+        CheckpointError: the file is damaged or holds other weights than this encoder's.
+    """
+    if str(init) == "random":
+        model.dinov2.reset_parameters()
+        return
+    name = model.dinov2.name
+    path = _fetch(name) if str(init) == "hub" else Path(init).expanduser()
+    if not path.is_file():
+        fix = "Give `hub`, `random` or the path of a file with DINOv2 weights."
+        raise WeightsError("--init", f"must name weights for {name}", found=f"no file {path}", fix=fix)
+    weights = read_tensors(path)
+    if not isinstance(weights, dict) or "model" in weights:
+        found = "a whole model" if isinstance(weights, dict) else f"a {type(weights).__name__}"
+        raise CheckpointError(
+            path,
+            f"must hold the weights of {name} alone",
+            found=found,
+            fix="Go on from a whole model with `--checkpoint`.",
+        )
+    load_weights(model.dinov2, weights, where=path)
+
+
+def load_weights(module: nn.Module, weights: Mapping[str, Any], where: object) -> None:
+    """Copy `weights` into `module`, all or nothing; a module on the meta device gets memory on the CPU.
+
+    Raises:
+        CheckpointError: keys are missing, unexpected or of another shape, listed by module; nothing was copied.
+    """
+    own = module.state_dict()
+    missing = [name for name in own if name not in weights]
+    unexpected = [str(name) for name in weights if name not in own]
+    misfits = {}
+    for name, expected in own.items():
+        given = weights.get(name)
+        if given is not None and (problem := _misfit(given, expected)):
+            misfits[name] = problem
+    problems = []
+    for title, names in (("missing", missing), ("unexpected", unexpected), ("mis-shaped", misfits)):
+        if names:
+            problems.append(f"\n  {title}: {_grouped(names, misfits)}")
+    if problems:
+        raise CheckpointError(
+            where,
+            "must hold exactly the weights of the model",
+            found="".join(problems),
+            fix="\nWas the file written for another model version, encoder or configuration?",
+        )
+    if any(tensor.is_meta for tensor in own.values()):
+        module.to_empty(device="cpu")
+    module.load_state_dict(weights, strict=True)
+
+
+def read_tensors(path: Path) -> Any:
+    """Contents of a `.pt`, `.pth` or `.safetensors` file on the CPU; code in a pickle is refused, never run.
+
+    Returns:
+        What `torch.save` was given. A safetensors file's tensors; with a `model_config` (JSON) in its metadata,
+        `{"model_config", "model"}`.
+
+    Raises:
+        CheckpointError: the file is missing, empty, truncated, of another kind, or holds more than plain data.
+    """
+    try:
+        with path.open("rb") as file:
+            magic = file.read(2)
+    except OSError as error:
+        raise CheckpointError(path, "must be a readable file", found=error.strerror or str(error)) from error
+    if not magic:
+        raise CheckpointError(path, "must hold weights", found="an empty file")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        name = re.search(r"GLOBAL (\S+)", str(error))
+        if name:
+            fix = "Such a file could run any program; ask its author for a plain one."
+            raise CheckpointError(path, "must hold tensors and plain values only", found=name[1], fix=fix) from error
+        raise CheckpointError(path, "must be a file written by torch.save", found="other contents") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged pickles and archives fail in every way there is
+        reason = str(error).strip().partition("\n")[0][:160]
+        found = "an archive that is truncated, damaged" if magic == b"PK" else "contents that are damaged"
+        # torch advises to switch its protection off here, which nobody should.
+        found += " or of another kind" + ("" if "weights_only" in reason else f" ({reason})")
+        raise CheckpointError(path, "must be a file written by torch.save", found=found) from error
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    import json
+
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            metadata = file.metadata() or {}
+        if "model_config" not in metadata:
+            return weights
+        return {"model_config": json.loads(metadata["model_config"]), "model": weights}
+    except (SafetensorError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(path, "must be a safetensors file", found=reason) from error
+
+
+def _fetch(name: str) -> Path:
+    """Local path of the published weights of an encoder, downloaded at first use."""
+    if name not in HUB_ENCODERS:
+        fix = "Train it with `--init random`."
+        raise WeightsError("--init hub", f"needs one of {', '.join(HUB_ENCODERS)}", found=name, fix=fix)
+    url = HUB_URL.format(name=name)
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if path.is_file():
+        return path
+    try:
+        # torch.hub would wait for ever on a network that drops packets.
+        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=HUB_TIMEOUT_S):  # noqa: S310
+            pass
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path))
+    except (OSError, RuntimeError) as error:
+        raise WeightsError(
+            "--init hub",
+            f"needs to download {url}",
+            found=str(error),
+            fix="Offline: fetch that file elsewhere and give `--init PATH`, or start with `--init random`.",
+        ) from error
+    return path
+
+
+def _misfit(given: object, expected: Tensor) -> str | None:
+    """Why an entry of a file cannot be copied to a parameter, or None if it can."""
+    if not isinstance(given, Tensor):
+        return f"a {type(given).__name__}"
+    if given.shape != expected.shape:
+        return f"{list(given.shape)} instead of {list(expected.shape)}"
+    if not given.is_floating_point() or given.is_meta or given.layout is not torch.strided:
+        return f"{given.dtype}, {given.layout}, on {given.device}"
+    return None
+
+
+def _grouped(names: Iterable[str], details: Mapping[str, str]) -> str:
+    """`head.projects (2: 0.weight, 0.bias); ...`: names by the first two parts of their module."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        parts = name.split(".")
+        cut = min(2, len(parts) - 1)
+        leaf = ".".join(parts[cut:]) + (f" {details[name]}" if name in details else "")
+        groups.setdefault(".".join(parts[:cut]) or "top level", []).append(leaf)
+    shown = []
+    for group, leaves in groups.items():
+        more = ", ..." if len(leaves) > MAX_NAMES_SHOWN else ""
+        shown.append(f"{group} ({len(leaves)}: {', '.join(leaves[:MAX_NAMES_SHOWN])}{more})")
+    return "; ".join(shown)
