@@ -1,0 +1,62 @@
+"""Datasets on disk: their layout, sample scenes, importers, index, validation, inspection and quality report.
+
+Names are loaded when they are first used, so that importing this package costs nothing: the pipeline's definitions do.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from moge_core.datasets.importers import ImportReport, import_rgbd_folder
+    from moge_core.datasets.index import IndexReport, dataset_fingerprint, index_dataset, index_digest
+    from moge_core.datasets.inspection import inspect_dataset
+    from moge_core.datasets.layout import Finding, read_index
+    from moge_core.datasets.quality import QualityReport, write_quality_report
+    from moge_core.datasets.sample_scenes import render_sample_scenes
+    from moge_core.datasets.validation import RULES, validate_dataset
+
+__all__ = [
+    "RULES",
+    "Finding",
+    "ImportReport",
+    "IndexReport",
+    "QualityReport",
+    "dataset_fingerprint",
+    "import_rgbd_folder",
+    "index_dataset",
+    "index_digest",
+    "inspect_dataset",
+    "read_index",
+    "render_sample_scenes",
+    "validate_dataset",
+    "write_quality_report",
+]
+
+_HOME = {
+    "RULES": "validation",
+    "Finding": "layout",
+    "ImportReport": "importers",
+    "IndexReport": "index",
+    "QualityReport": "quality",
+    "dataset_fingerprint": "index",
+    "import_rgbd_folder": "importers",
+    "index_dataset": "index",
+    "index_digest": "index",
+    "inspect_dataset": "inspection",
+    "read_index": "layout",
+    "render_sample_scenes": "sample_scenes",
+    "validate_dataset": "validation",
+    "write_quality_report": "quality",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

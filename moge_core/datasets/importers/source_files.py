@@ -1,0 +1,122 @@
+"""Finding images and depth maps in a folder by their headers, and reading the stored values of 16-bit depth files."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from moge_core.errors import DatasetError, FormatError, InputError
+
+_IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp"})
+_DEPTH_SUFFIXES = frozenset({".png", ".pgm"})
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# Magic number, width, height and greatest value, with comments between, and one blank before the pixels.
+_PGM_HEADER = re.compile(rb"P5(?:\s|#[^\n]*\n)+(\d+)(?:\s|#[^\n]*\n)+(\d+)(?:\s|#[^\n]*\n)+(\d+)\s")
+
+
+def find_sources(
+    source: Path, image_glob: str | None, depth_glob: str | None, *, exclude: Path
+) -> tuple[list[PurePosixPath], list[PurePosixPath]]:
+    """Images and depth maps below `source`, relative to it and sorted.
+
+    Where a file answers to both descriptions its header decides, 16-bit grey is depth; but with a pattern for depth
+    alone, what it matches is depth. Hidden files and folders and what lies in `exclude` are passed by.
+
+    Raises:
+        DatasetError: no image or no depth map.
+        InputError: a pattern that leaves the folder.
+    """
+    images = _matching(source, image_glob, _IMAGE_SUFFIXES, "image", exclude)
+    depths = _matching(source, depth_glob, _DEPTH_SUFFIXES, "depth", exclude)
+    if depth_glob is None:
+        depths = {path for path in depths if is_depth_file(source / path)}
+    both = images & depths
+    depth_alone_named = depth_glob is not None and image_glob is None
+    stored_as_depth = {path for path in both if depth_alone_named or is_depth_file(source / path)}
+    depths -= both - stored_as_depth
+    images -= stored_as_depth
+    for found, what, option in ((images, "image", "--image"), (depths, "16-bit depth map", "--depth")):
+        if not found:
+            suffixes = Counter(path.suffix.lower() or "no suffix" for path in source.rglob("*") if path.is_file())
+            seen = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(5)) or "no files"
+            pattern = image_glob if option == "--image" else depth_glob
+            raise DatasetError(
+                source,
+                f"must hold at least one {what}" + (f" matching {pattern!r}" if pattern else ""),
+                found=seen,
+                fix=f"Say which files they are with {option} 'PATTERN', relative to the folder.",
+            )
+    return sorted(images), sorted(depths)
+
+
+def is_depth_file(path: Path) -> bool:
+    """True for a PNG or PGM whose header says one channel of 16 bits."""
+    with path.open("rb") as file:
+        head = file.read(1024)
+    if head.startswith(_PNG_SIGNATURE):
+        return head[24:26] == b"\x10\x00"
+    match = _PGM_HEADER.match(head)
+    return match is not None and int(match[3]) > 255
+
+
+def read_depth_values(path: Path) -> npt.NDArray[np.uint16]:
+    """Stored values (H, W) of a 16-bit grey PNG or binary PGM (most significant byte first, as its specification says).
+
+    Raises:
+        FormatError: another format or bit depth, damaged, or too many pixels.
+    """
+    data = path.read_bytes()
+    values = _decode_pgm(data, path) if data.startswith(b"P5") else _decode_png(data, path)
+    if values.dtype != np.uint16 or values.ndim != 2:
+        raise FormatError(path, "must be decodable", found="damaged pixels behind a valid header")
+    return values
+
+
+def _decode_png(data: bytes, path: Path) -> npt.NDArray[Any]:
+    from moge_core.io.png import GREY, decode_png, parse_png
+
+    header = parse_png(data, str(path))
+    if (header.bit_depth, header.color_type) != (16, GREY):
+        raise _not_16_bit(path, header.pixel_format)
+    return decode_png(data, str(path), header)
+
+
+def _decode_pgm(data: bytes, path: Path) -> npt.NDArray[Any]:
+    from moge_core.io import limits
+
+    match = _PGM_HEADER.match(data)
+    if match is None:
+        raise FormatError(path, "must be a binary PGM", found=f"a header that reads {data[:20]!r}")
+    width, height, greatest = (int(group) for group in match.groups())
+    if not 255 < greatest <= 65535:
+        raise _not_16_bit(path, f"a PGM with values up to {greatest}")
+    limits.check_pixel_count(str(path), width, height)
+    if len(data) - match.end() < 2 * width * height:
+        raise FormatError(path, "must not be truncated", found=f"{len(data):,} bytes for {width}x{height} pixels")
+    values = np.frombuffer(data, dtype=">u2", count=width * height, offset=match.end())
+    return values.reshape(height, width).astype(np.uint16)
+
+
+def _not_16_bit(path: Path, found: str) -> FormatError:
+    fix = "An 8-bit picture of depth is for looking at; use the files with the measured values."
+    return FormatError(path, "must be a 16-bit grey PNG or PGM", found=found, fix=fix)
+
+
+def _matching(
+    source: Path, pattern: str | None, suffixes: frozenset[str], option: str, exclude: Path
+) -> set[PurePosixPath]:
+    if pattern is not None and (Path(pattern).is_absolute() or ".." in Path(pattern).parts or not pattern):
+        raise InputError(option, "must be a pattern relative to the source folder", found=repr(pattern))
+    found = set()
+    for path in source.glob(pattern or "**/*"):
+        relative = PurePosixPath(path.relative_to(source).as_posix())
+        hidden = any(part.startswith(".") for part in relative.parts)
+        named = pattern is not None or path.suffix.lower() in suffixes
+        if named and not hidden and not path.is_relative_to(exclude) and path.is_file():
+            found.add(relative)
+    return found

@@ -1,0 +1,281 @@
+"""The list of a dataset's instances and the manifest beside it.
+
+`index_dataset` finds the instances, reads each that is new or changed, and writes `.index.txt`, sorted, without those
+that are broken. A list that this package did not write is the user's own: it is checked and adopted as it stands.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from moge_core.datasets.layout import (
+    DEPTH_NAME,
+    INDEX_NAME,
+    Finding,
+    Progress,
+    data_files,
+    index_path,
+    missing_index_fix,
+    read_index,
+    resolve_dataset,
+    scan_instances,
+)
+from moge_core.datasets.manifest import (
+    InstanceRecord,
+    Manifest,
+    load_manifest,
+    manifest_path,
+    save_manifest,
+    select_records,
+)
+from moge_core.datasets.parallel import parallel_map
+from moge_core.datasets.validation import examine_instance, find_repeated, instance_stamp
+from moge_core.errors import DatasetError, InputError, MissingIndexError
+from moge_core.io.files import atomic_open
+
+
+@dataclass(frozen=True)
+class IndexReport:
+    """What indexing a dataset gave.
+
+    Attributes:
+        dataset_dir: the dataset's resolved folder.
+        index_path: the list.
+        manifest_path: the table of instances.
+        instances: what the list names, in its order.
+        digest: of the list and the contents of its instances; see `index_digest`.
+        findings: what is wrong, with broken instances that the list leaves out or, when adopted, names.
+        adopted: True when the list is the user's own and was left as it is.
+        num_scanned: instances looked at.
+        num_read: of these, the ones that were new or had changed.
+        backup_path: where `rebuild` put the user's list.
+    """
+
+    dataset_dir: Path
+    index_path: Path
+    manifest_path: Path
+    instances: list[str]
+    digest: str
+    findings: list[Finding]
+    adopted: bool
+    num_scanned: int
+    num_read: int
+    backup_path: Path | None = None
+
+    @property
+    def num_broken(self) -> int:
+        """Instances with an error among the findings."""
+        return len({finding.instance for finding in self.findings if finding.severity == "error"})
+
+
+def index_dataset(
+    dataset_dir: str | Path,
+    *,
+    index_name: str = INDEX_NAME,
+    depth_name: str = DEPTH_NAME,
+    rebuild: bool = False,
+    progress: Progress | None = None,
+) -> IndexReport:
+    """Bring the list and the manifest of a dataset up to date.
+
+    Args:
+        dataset_dir: the dataset's folder.
+        index_name: the list. Only `.index.txt` is written from a scan; another name is a split, which must exist and
+            is checked like any list of the user's own.
+        depth_name: file name of the depth maps.
+        rebuild: read every instance again and write the list even where the user made one, which is kept as
+            `<name>.bak`, or `<name>.bak.1` and so on where that is taken.
+        progress: called as `progress(done, total)`.
+
+    Raises:
+        MissingIndexError: a split that does not exist.
+        DatasetError: no folder, no usable instance, or a list of the user's own that is malformed.
+        InputError: `rebuild` of a split.
+    """
+    root = resolve_dataset(dataset_dir)
+    path = index_path(root, index_name)
+    if rebuild and index_name != INDEX_NAME:
+        raise InputError(
+            "rebuild",
+            f"only {INDEX_NAME} can be made from a scan",
+            found=index_name,
+            fix="A split is a choice: write it yourself, then index it without rebuilding.",
+        )
+    manifest = load_manifest(root)
+    users_own = path.exists() and not _is_ours(manifest, path)
+    if index_name != INDEX_NAME and not path.exists():
+        raise MissingIndexError(
+            path, "must list the split's instances", found="no such file", fix=missing_index_fix(root, index_name)
+        )
+
+    adopted = users_own and not rebuild
+    scan_findings: list[Finding] = []
+    if adopted:
+        listed = read_index(root, index_name)
+        scan_findings = find_repeated(listed, index_name)
+        candidates = list(dict.fromkeys(listed))
+    else:
+        candidates, scan_findings = scan_instances(root)
+
+    num_read = _refresh(root, manifest, candidates, depth_name, anew=rebuild, progress=progress)
+    if not adopted:
+        _forget_lost(manifest, candidates, root)
+    records = select_records(manifest, candidates, depth_name)
+    findings = scan_findings + [finding for record in records for finding in record.findings]
+    usable = [record.path for record in records if record.usable]
+    if not usable:
+        save_manifest(root, manifest)
+        raise _nothing_usable(root, depth_name, candidates, findings)
+
+    backup: Path | None = None
+    if adopted:
+        manifest.written_lists.pop(index_name, None)
+        instances = listed
+    else:
+        if users_own:
+            backup = _back_up(path)
+        instances = usable
+        _write_list(root, manifest, path, instances)
+    save_manifest(root, manifest)
+    return IndexReport(
+        dataset_dir=root,
+        index_path=path,
+        manifest_path=manifest_path(root),
+        instances=instances,
+        digest=_digest(instances, select_records(manifest, instances, depth_name)),
+        findings=findings,
+        adopted=adopted,
+        num_scanned=len(candidates),
+        num_read=num_read,
+        backup_path=backup,
+    )
+
+
+def index_digest(dataset_dir: str | Path, index_name: str = INDEX_NAME, *, depth_name: str = DEPTH_NAME) -> str:
+    """Digest of a list and of the contents of its instances, equal on every machine that holds the same data.
+
+    The contents are those that the manifest recorded; instances that it does not know count with their names only, so
+    that a list which was never indexed has a digest too.
+
+    Raises:
+        MissingIndexError, DatasetError: as `read_index`.
+    """
+    root = resolve_dataset(dataset_dir)
+    instances = read_index(root, index_name)
+    return _digest(instances, select_records(load_manifest(root), instances, depth_name))
+
+
+def dataset_fingerprint(dataset_dir: str | Path) -> str:
+    """Cheap digest of what lies in a dataset: names, sizes and modification times, no file of an instance is opened.
+
+    It changes when a file of an instance is added, removed or written, or when the user edits a list of their own.
+    What is made from these (lists that indexing wrote, `.moge/`, inspection's output) does not count.
+
+    Raises:
+        DatasetError: there is no such folder.
+    """
+    root = resolve_dataset(dataset_dir)
+    manifest = load_manifest(root)
+    lines = []
+    for entry in data_files(root):
+        path = Path(entry.path)
+        if path.parent == root and _is_ours(manifest, path):
+            continue
+        stat = entry.stat()
+        lines.append(f"{path.relative_to(root).as_posix()}\0{stat.st_size}\0{stat.st_mtime_ns}\n")
+    digest = hashlib.sha256()
+    for line in sorted(lines):
+        digest.update(line.encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def _refresh(
+    root: Path, manifest: Manifest, instances: Sequence[str], depth_name: str, *, anew: bool, progress: Progress | None
+) -> int:
+    """Read the instances whose files are not those that the manifest knows; return how many."""
+
+    def current(instance: str) -> InstanceRecord | None:
+        known = manifest.records.get((instance, depth_name))
+        if anew or known is None or known.stamp != instance_stamp(root / instance, depth_name):
+            return None
+        return known
+
+    def read(instance: str) -> tuple[InstanceRecord, bool]:
+        known = current(instance)
+        return (known, False) if known is not None else (examine_instance(root, instance, depth_name), True)
+
+    num_read = 0
+    try:
+        for record, was_read in parallel_map(read, instances, progress):
+            manifest.records[(record.path, depth_name)] = record
+            num_read += was_read
+    except BaseException:
+        # What was read so far is not read again next time.
+        save_manifest(root, manifest)
+        raise
+    return num_read
+
+
+def _forget_lost(manifest: Manifest, instances: Sequence[str], root: Path) -> None:
+    kept = set(instances)
+    for key in [key for key in manifest.records if key[0] not in kept and not (root / key[0]).is_dir()]:
+        del manifest.records[key]
+
+
+def _nothing_usable(
+    root: Path, depth_name: str, candidates: Sequence[str], findings: Sequence[Finding]
+) -> DatasetError:
+    if not candidates:
+        return DatasetError(
+            root,
+            "must hold instances: folders with image.jpg, a depth map and meta.json",
+            found="none",
+            fix="Import data into it, for example with `moge import rgbd-folder`.",
+        )
+    first = "; ".join(f"{finding.instance}: {finding.evidence}" for finding in findings[:3])
+    return DatasetError(
+        root,
+        f"must hold a usable instance (depth map {depth_name})",
+        found=f"{len(candidates)} instances, all broken. First: {first}",
+        fix=findings[0].fix if findings else None,
+    )
+
+
+def _back_up(path: Path) -> Path:
+    backup = path.with_name(f"{path.name}.bak")
+    number = 0
+    while backup.exists():
+        number += 1
+        backup = path.with_name(f"{path.name}.bak.{number}")
+    # A copy, not a move: at no instant is the dataset without a list.
+    with atomic_open(backup) as file:
+        file.write(path.read_bytes())
+    return backup
+
+
+def _write_list(root: Path, manifest: Manifest, path: Path, instances: Sequence[str]) -> None:
+    data = "".join(f"{instance}\n" for instance in instances).encode()
+    digest = hashlib.sha256(data).hexdigest()
+    if not path.exists() or path.read_bytes() != data:
+        # The manifest knows the new list before it stands there, and the old one until it is gone: whenever this is
+        # interrupted, the list on disk is still known as ours.
+        manifest.written_lists[path.name] = [*manifest.written_lists.get(path.name, ()), digest]
+        save_manifest(root, manifest)
+        with atomic_open(path) as file:
+            file.write(data)
+    manifest.written_lists[path.name] = [digest]
+
+
+def _is_ours(manifest: Manifest, path: Path) -> bool:
+    return hashlib.sha256(path.read_bytes()).hexdigest() in manifest.written_lists.get(path.name, ())
+
+
+def _digest(instances: Sequence[str], records: Sequence[InstanceRecord]) -> str:
+    fingerprints = {record.path: record.fingerprint for record in records}
+    digest = hashlib.sha256()
+    for instance in instances:
+        digest.update(f"{instance}\0{fingerprints.get(instance, '')}\n".encode())
+    return digest.hexdigest()

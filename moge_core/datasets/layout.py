@@ -1,0 +1,251 @@
+"""A dataset on disk: which files an instance has, how instances are found, and what a list of them may say.
+
+    dataset/
+    ├── .index.txt             one instance a line: relative to the dataset, `/` between folders, sorted
+    ├── .moge/                 kept by this package: manifest.parquet and import.jsonl
+    └── any/folders/instance/
+        ├── image.jpg          RGB
+        ├── depth.png          16-bit logarithmic depth; a configuration may name another file
+        └── meta.json          {"intrinsics": 3x3 normalised, ...}
+
+A dataset is its folder and nothing beyond: no list entry and no link may lead out of it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Literal
+
+from moge_core.errors import DatasetError, InputError, InstanceError, MissingIndexError
+
+IMAGE_NAME = "image.jpg"
+DEPTH_NAME = "depth.png"
+META_NAME = "meta.json"
+INDEX_NAME = ".index.txt"
+STATE_DIR = ".moge"
+
+# What `moge inspect` leaves in an instance; it says nothing about the data.
+INSPECTION_NAMES = frozenset({"pointcloud.ply", "depth_vis.png"})
+
+Progress = Callable[[int, int], None]
+"""Called as `progress(done, total)` after each piece of work."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong with one instance.
+
+    Attributes:
+        instance: the instance as a list would name it (or a folder or list, for what belongs to no instance).
+        rule: id of the broken rule, such as `sizes-agree`; `validation.RULES` explains each.
+        severity: `error` when the instance cannot be trained on, else `warning`.
+        evidence: what was found.
+        fix: what to do about it.
+    """
+
+    instance: str
+    rule: str
+    severity: Literal["error", "warning"]
+    evidence: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.severity} {self.rule} {self.instance}: {self.evidence}. {self.fix}"
+
+
+def resolve_dataset(dataset_dir: str | Path) -> Path:
+    """Absolute path of a dataset's folder; the folder itself may be a link.
+
+    Raises:
+        DatasetError: there is no such folder, or it is a single instance.
+    """
+    root = Path(dataset_dir).resolve()
+    if not root.is_dir():
+        raise DatasetError(
+            dataset_dir, "must be a dataset's folder", found="no such folder" if not root.exists() else "a file"
+        )
+    if (root / META_NAME).is_file():
+        raise DatasetError(
+            dataset_dir,
+            "must be a dataset, a folder with instances below it",
+            found=f"a single instance (it holds {META_NAME} itself)",
+            fix=f"Name the dataset's folder, for example {root.parent}.",
+        )
+    return root
+
+
+def scan_instances(root: Path) -> tuple[list[str], list[Finding]]:
+    """Every folder below `root` that holds a meta.json, sorted as POSIX paths, and what the walk had to pass by.
+
+    Linked folders are not entered: they could lead out of the dataset, in circles, or to the same instance twice.
+    """
+    instances: list[str] = []
+    findings: list[Finding] = []
+    stack = [root]
+    while stack:
+        folder = stack.pop()
+        where = folder.relative_to(root).as_posix()
+        try:
+            entries = list(os.scandir(folder))
+        except OSError as error:
+            findings.append(
+                Finding(where, "folder-readable", "error", str(error), "Give this user the right to read the folder.")
+            )
+            continue
+        for entry in entries:
+            if entry.name == META_NAME and folder != root:
+                if _fits_a_line(where):
+                    instances.append(where)
+                else:
+                    findings.append(
+                        Finding(
+                            repr(where),
+                            "listable-path",
+                            "error",
+                            "the path has a line break, a backslash or bytes that are no UTF-8",
+                            "Rename the folder.",
+                        )
+                    )
+            elif entry.is_dir(follow_symlinks=False):
+                if entry.name != STATE_DIR:
+                    stack.append(Path(entry.path))
+            elif entry.is_symlink() and entry.is_dir():
+                findings.append(
+                    Finding(
+                        Path(entry.path).relative_to(root).as_posix(),
+                        "inside-root",
+                        "warning",
+                        f"a link to {Path(entry.path).readlink()}; linked folders are not entered",
+                        "Move or copy the data here, or make the linked folder a dataset of its own.",
+                    )
+                )
+    instances.sort()
+    findings.sort(key=lambda finding: finding.instance)
+    return instances, findings
+
+
+def read_index(dataset_dir: str | Path, index_name: str = INDEX_NAME) -> list[str]:
+    """Instances that a list of the dataset names, in the list's order.
+
+    Raises:
+        MissingIndexError: the list does not exist.
+        DatasetError: a line is blank, absolute, leaves the dataset (by `..` or through a link) or is no POSIX path,
+            or the list is empty or no UTF-8 text.
+    """
+    root = Path(dataset_dir).resolve()
+    path = index_path(root, index_name)
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        raise MissingIndexError(
+            path, "must list the dataset's instances", found="no such file", fix=missing_index_fix(root, index_name)
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(path, "must be a readable UTF-8 text file", found=error) from error
+    if not lines:
+        raise DatasetError(path, "must list at least one instance", found="an empty file")
+    inside: dict[str, bool] = {}
+    for number, line in enumerate(lines, start=1):
+        check_entry(line, where=f"{path}:{number}")
+        if not _stays_inside(root, line, inside):
+            raise DatasetError(
+                f"{path}:{number}",
+                "must name a folder inside the dataset",
+                found=f"{line!r}, which a link leads out to {(root / line).resolve()}",
+                fix="Copy the data into the dataset, or make the linked folder a dataset of its own.",
+            )
+    return lines
+
+
+def index_path(root: Path, index_name: str) -> Path:
+    """Path of a list; its name must not leave the dataset.
+
+    Raises:
+        InputError: `index_name` is absolute or has `..` in it.
+    """
+    name = PurePosixPath(index_name)
+    if not index_name or name.is_absolute() or ".." in name.parts:
+        raise InputError("index_name", "must be a file name inside the dataset", found=repr(index_name))
+    return root / name
+
+
+def missing_index_fix(root: Path, index_name: str) -> str:
+    """What to do about a list that is not there. Only the full list can be made from a scan; a split is a choice."""
+    if index_name == INDEX_NAME:
+        return f"Make it with `moge index {root}`."
+    return f"Write it, one instance a line, then check it with `moge index {root} --index {index_name}`."
+
+
+def check_entry(line: str, where: object) -> None:
+    """Refuse a list entry that is not a plain relative POSIX path.
+
+    Raises:
+        DatasetError: naming `where`.
+    """
+    rule = "must be an instance's path relative to the dataset"
+    if not line.strip():
+        raise DatasetError(where, rule, found="a blank line", fix="Delete the line.")
+    if PurePosixPath(line).is_absolute() or PureWindowsPath(line).drive:
+        raise DatasetError(where, rule, found=f"the absolute path {line!r}", fix="Cut the dataset's folder off it.")
+    if "\\" in line:
+        raise DatasetError(where, rule, found=f"backslashes in {line!r}", fix="Write `/` between folders.")
+    parts = PurePosixPath(line).parts
+    if ".." in parts or not parts or "\0" in line:
+        raise DatasetError(where, rule, found=repr(line), fix="An instance lies inside the dataset's folder.")
+
+
+def check_instance_links(root: Path, instance: str, file_names: tuple[str, ...]) -> None:
+    """Refuse an instance whose folder or files are links that lead out of the dataset.
+
+    Raises:
+        InstanceError: naming the link and where it leads.
+    """
+    for path in (root / instance, *(root / instance / name for name in file_names)):
+        target = path.resolve()
+        if not target.is_relative_to(root):
+            raise InstanceError(
+                path,
+                "must lie inside the dataset",
+                found=f"a link to {target}",
+                fix="Copy the data into the dataset instead of linking it.",
+            )
+
+
+def data_files(root: Path) -> Iterator[os.DirEntry[str]]:
+    """Files of all instances and the lists at the top: the data itself, without `.moge/` and what inspection leaves."""
+    stack = [root]
+    while stack:
+        folder = stack.pop()
+        entries = list(os.scandir(folder))
+        is_instance = any(entry.name == META_NAME for entry in entries)
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                if entry.name != STATE_DIR:
+                    stack.append(Path(entry.path))
+            elif folder == root:
+                if entry.name.startswith(".") and entry.name.endswith(".txt"):
+                    yield entry
+            elif is_instance and entry.name not in INSPECTION_NAMES and entry.is_file():
+                yield entry
+
+
+def _fits_a_line(instance: str) -> bool:
+    try:
+        instance.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return instance.splitlines() == [instance] and "\\" not in instance and bool(instance.strip())
+
+
+def _stays_inside(root: Path, instance: str, known: dict[str, bool]) -> bool:
+    # Instances share their parent folders, so each folder is looked at once.
+    if instance not in known:
+        parent = PurePosixPath(instance).parent.as_posix()
+        path = root / instance
+        known[instance] = (parent == "." or _stays_inside(root, parent, known)) and (
+            not path.is_symlink() or path.resolve().is_relative_to(root)
+        )
+    return known[instance]

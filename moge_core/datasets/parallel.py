@@ -1,0 +1,39 @@
+"""Work on many instances at once, in order, with progress."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from moge_core.datasets.layout import Progress
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+# Decoding, hashing and sorting leave the interpreter's lock, so threads share the cores without processes to fork.
+_MAX_WORKERS = 16
+_BATCH = 2048
+
+
+def parallel_map(work: Callable[[T], R], items: Sequence[T], progress: Progress | None = None) -> Iterator[R]:
+    """Results of `work` for each item, in the order of the items.
+
+    An exception of `work` reaches the caller at its item; nothing further is started then.
+    """
+    workers = max(1, min(_MAX_WORKERS, os.cpu_count() or 1, len(items)))
+    done = 0
+    with ThreadPoolExecutor(workers, thread_name_prefix="moge-datasets") as pool:
+        # In batches, so that millions of instances are not all queued at once.
+        try:
+            for start in range(0, len(items), _BATCH):
+                for result in pool.map(work, items[start : start + _BATCH]):
+                    yield result
+                    done += 1
+                    if progress is not None:
+                        progress(done, len(items))
+        except BaseException:
+            # Ctrl-C waits for what is under way, not for the whole batch.
+            pool.shutdown(cancel_futures=True)
+            raise

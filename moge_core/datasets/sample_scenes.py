@@ -1,0 +1,231 @@
+"""Sample scenes: a dataset in the project's own format that needs no download.
+
+    from moge_core.datasets.sample_scenes import render_sample_scenes
+    render_sample_scenes("data/sample", count=256, seed=0)
+
+Rooms and outdoor scenes alternate. Image, depth, normals and intrinsics come from one exact ray cast, so they are true
+to each other; each scene is a function of (seed, index) alone.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import tempfile
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from moge_core.datasets.layout import DEPTH_NAME, IMAGE_NAME, META_NAME, STATE_DIR, Progress
+from moge_core.datasets.scenes.outdoors import draw_outdoor
+from moge_core.datasets.scenes.rendering import cast_rays, find_surfaces, paint, rotate, unseen
+from moge_core.datasets.scenes.rooms import draw_room
+from moge_core.datasets.scenes.world import World
+from moge_core.errors import DatasetError, InputError, MoGeError
+from moge_core.io import read_meta, write_depth, write_image, write_meta, write_normal
+
+NORMAL_NAME = "normal.png"
+
+# Raised when the same (seed, index) begins to give another scene.
+_RECIPE = 1
+_MAX_SIDE = 8192
+_COMPRESSION_LEVEL = 1  # a fifth of the time of level 7 for 4 % more bytes
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A rendered scene.
+
+    Attributes:
+        kind: "room" or "outdoor".
+        image: uint8 (H, W, 3), sRGB.
+        depth: float32 (H, W), z in metres; +Inf for sky, NaN where a sensor would not know.
+        normal: float32 (H, W, 3), OpenCV camera axes, towards the camera; NaN where depth is not finite.
+        intrinsics: float32 (3, 3), normalised.
+        metadata: seed, index and pose, as they go into meta.json.
+    """
+
+    kind: str
+    image: npt.NDArray[np.uint8]
+    depth: npt.NDArray[np.float32]
+    normal: npt.NDArray[np.float32]
+    intrinsics: npt.NDArray[np.float32]
+    metadata: dict[str, Any]
+
+
+def render_sample_scenes(
+    out_dir: str | Path,
+    count: int,
+    seed: int,
+    *,
+    size: tuple[int, int] = (320, 240),
+    num_workers: int | None = None,
+    progress: Progress | None = None,
+) -> list[str]:
+    """Render scenes 0 to count - 1 into a dataset; scenes that are there already are kept.
+
+    Instances are `room/000000`, `outdoor/000001`, and so on, each with image.jpg, depth.png, normal.png and meta.json;
+    an instance appears complete or not at all. The index is left to `moge index`.
+
+    Args:
+        size: (width, height) of landscape images; portrait ones have the sides swapped.
+        num_workers: scenes rendered at once; twice the number of cores by default. It does not change the result.
+        progress: called with (done, total) after each scene.
+
+    Returns:
+        Paths of the instances relative to `out_dir`, sorted.
+
+    Raises:
+        InputError: an argument out of range.
+        DatasetError: an instance's folder holds something else, as another seed's scene.
+    """
+    if count < 1:
+        raise InputError("count", "must be at least 1", found=count)
+    if num_workers is not None and num_workers < 1:
+        raise InputError("num_workers", "must be at least 1", found=num_workers)
+    _check_scene_arguments(seed, 0, size)
+    root = Path(out_dir)
+    instances = [f"{_kind_of(index)}/{index:06d}" for index in range(count)]
+    missing = [index for index in range(count) if not _is_there(root / instances[index], seed, index, size)]
+    done = count - len(missing)
+    if progress is not None and done:
+        progress(done, count)
+    if not missing:
+        return sorted(instances)
+
+    state_dir = root / STATE_DIR
+    state_dir.mkdir(parents=True, exist_ok=True)
+    # Threads: nearly all of the time goes into array operations and encoders, which leave the interpreter's lock. Two a
+    # core, as each also waits for the disk.
+    workers = min(num_workers or 2 * (os.cpu_count() or 1), len(missing))
+    with (
+        tempfile.TemporaryDirectory(prefix="sample-scenes-", dir=state_dir) as staging,
+        ThreadPoolExecutor(workers, thread_name_prefix="moge-scenes") as pool,
+    ):
+        jobs = [pool.submit(_write, root / instances[i], Path(staging), seed, i, size) for i in missing]
+        try:
+            for job in as_completed(jobs):
+                job.result()
+                done += 1
+                if progress is not None:
+                    progress(done, count)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return sorted(instances)
+
+
+def render_scene(seed: int, index: int, size: tuple[int, int] = (320, 240)) -> Scene:
+    """Render one scene.
+
+    Args:
+        seed, index: the scene; even indices are rooms, odd ones outdoors.
+        size: (width, height) of a landscape image; some scenes are portraits and swap them.
+
+    Raises:
+        InputError: an argument out of range.
+    """
+    _check_scene_arguments(seed, index, size)
+    world = draw_world(seed, index)
+    width, height = _size_of(world, size)
+    camera = world.camera
+    rays = cast_rays(camera, width, height)
+    surfaces = find_surfaces(world, rays)
+    depth = surfaces.depth.copy()
+    hidden = unseen(world, rays, surfaces)
+    depth[hidden & np.isfinite(depth)] = np.nan
+    normal = rotate(camera.rotation().T, surfaces.normal)
+    normal[:, ~np.isfinite(depth)] = np.nan
+    intrinsics = camera.intrinsics(width, height)
+    fov_x, fov_y = (math.degrees(2 * math.atan(0.5 / focal)) for focal in (intrinsics[0, 0], intrinsics[1, 1]))
+    metadata = _identity(seed, index, size) | {
+        "kind": world.kind,
+        "camera": {
+            "fov_x_deg": round(fov_x, 3),
+            "fov_y_deg": round(fov_y, 3),
+            "pitch_deg": round(math.degrees(camera.pitch), 3),
+            "roll_deg": round(math.degrees(camera.roll), 3),
+            "height_m": round(float(camera.position[2]), 3),
+        },
+    }
+    return Scene(
+        kind=world.kind,
+        image=paint(world, rays, surfaces),
+        depth=depth.reshape(height, width),
+        normal=np.ascontiguousarray(normal.T).reshape(height, width, 3),
+        intrinsics=intrinsics,
+        metadata=metadata,
+    )
+
+
+def draw_world(seed: int, index: int) -> World:
+    """The geometry, lights and camera of a scene."""
+    rng = np.random.default_rng((seed, index))
+    return draw_room(rng) if _kind_of(index) == "room" else draw_outdoor(rng)
+
+
+def _kind_of(index: int) -> str:
+    return "outdoor" if index % 2 else "room"
+
+
+def _size_of(world: World, size: tuple[int, int]) -> tuple[int, int]:
+    return (size[1], size[0]) if world.framing.portrait else size
+
+
+def _identity(seed: int, index: int, size: tuple[int, int]) -> dict[str, Any]:
+    return {"generator": "moge sample-scenes", "recipe": _RECIPE, "seed": seed, "index": index, "size": list(size)}
+
+
+def _check_scene_arguments(seed: int, index: int, size: tuple[int, int]) -> None:
+    for name, number in (("seed", seed), ("index", index)):
+        if number < 0:
+            raise InputError(name, "must not be negative", found=number)
+    if len(size) != 2 or not all(1 <= side <= _MAX_SIDE for side in size):
+        raise InputError("size", f"must be (width, height), each from 1 to {_MAX_SIDE}", found=size)
+
+
+def _is_there(instance: Path, seed: int, index: int, size: tuple[int, int]) -> bool:
+    """Whether this very scene is in the folder, complete.
+
+    Raises:
+        DatasetError: something else is there.
+    """
+    if not instance.exists():
+        return False
+    wanted = _identity(seed, index, size)
+    try:
+        found = read_meta(instance / META_NAME).get("scene")
+    except (MoGeError, OSError) as error:
+        raise _taken(instance, error) from error
+    if not isinstance(found, dict) or any(found.get(key) != value for key, value in wanted.items()):
+        raise _taken(instance, f"the scene {found}")
+    return all((instance / name).is_file() for name in (IMAGE_NAME, DEPTH_NAME, NORMAL_NAME))
+
+
+def _taken(instance: Path, found: object) -> DatasetError:
+    return DatasetError(
+        instance,
+        "must be free or hold the same sample scene",
+        found=found,
+        fix="Choose another folder, or delete this one.",
+    )
+
+
+def _write(instance: Path, staging: Path, seed: int, index: int, size: tuple[int, int]) -> None:
+    scene = render_scene(seed, index, size)
+    unfinished = staging / instance.name
+    unfinished.mkdir()
+    write_image(unfinished / IMAGE_NAME, scene.image)
+    write_depth(unfinished / DEPTH_NAME, scene.depth, compression_level=_COMPRESSION_LEVEL)
+    write_normal(unfinished / NORMAL_NAME, scene.normal, compression_level=_COMPRESSION_LEVEL)
+    write_meta(unfinished / META_NAME, {"intrinsics": scene.intrinsics, "depth_unit": 1.0, "scene": scene.metadata})
+    instance.parent.mkdir(parents=True, exist_ok=True)
+    if instance.exists():
+        # Ours, with a file missing; a folder cannot be renamed over one that is not empty.
+        shutil.rmtree(instance)
+    unfinished.rename(instance)

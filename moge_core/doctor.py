@@ -1,0 +1,137 @@
+"""What a machine needs, checked: Python, packages, system libraries, torch and its devices, disk."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.metadata
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+DISTRIBUTION = "moge-pipeline"
+_GIB = 1 << 30
+_LEAST_FREE_GIB = 10
+
+# What opencv-python's wheel links to and minimal systems leave out: library, Debian package.
+_SYSTEM_LIBRARIES = (
+    ("libGL.so.1", "libgl1"),
+    ("libglib-2.0.so.0", "libglib2.0-0"),
+    ("libxcb.so.1", "libxcb1"),
+    ("libX11.so.6", "libx11-6"),
+)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at.
+
+    Attributes:
+        name: what.
+        ok: whether it is as it should be.
+        detail: what was found.
+        fix: the command that mends it.
+        needed: False for what only makes things faster or roomier.
+    """
+
+    name: str
+    ok: bool
+    detail: str
+    fix: str | None = None
+    needed: bool = True
+
+
+def check_machine(folder: str | Path = ".") -> list[Check]:
+    """All checks, in the order in which a person would mend them.
+
+    Args:
+        folder: the disk to look at is the one that this folder is on.
+    """
+    return [*_python(), *_packages(), *_system_libraries(), *_torch(), *_disk(Path(folder))]
+
+
+def _python() -> Iterator[Check]:
+    version = ".".join(map(str, sys.version_info[:3]))
+    yield Check(
+        "Python", sys.version_info >= (3, 11), f"{version} at {sys.executable}", "Install Python 3.11 or newer."
+    )
+
+
+def _packages() -> Iterator[Check]:
+    try:
+        requirements = importlib.metadata.requires(DISTRIBUTION) or []
+    except importlib.metadata.PackageNotFoundError:
+        yield Check(DISTRIBUTION, False, "not installed in this Python", "pip install -e .")
+        return
+    try:
+        from packaging.requirements import Requirement
+    except ImportError:
+        yield Check("packages", False, "`packaging` is missing, so versions cannot be compared", "pip install -e .")
+        return
+    good = []
+    for text in requirements:
+        requirement = Requirement(text)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        fix = f"pip install '{requirement.name}{requirement.specifier}'"
+        try:
+            version = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            yield Check(requirement.name, False, "not installed", fix)
+            continue
+        if requirement.specifier.contains(version, prereleases=True):
+            good.append(f"{requirement.name} {version}")
+        else:
+            yield Check(requirement.name, False, f"{version}, but {requirement.specifier} is needed", fix)
+    yield Check("packages", True, ", ".join(good))
+
+
+def _system_libraries() -> Iterator[Check]:
+    try:
+        cv2 = importlib.import_module("cv2")
+    except ImportError as error:
+        missing = [package for library, package in _SYSTEM_LIBRARIES if not _loads(library)]
+        fix = f"apt-get install -y {' '.join(missing)}" if missing else "pip install --force-reinstall opencv-python"
+        yield Check("OpenCV", False, f"cannot be imported: {error}", fix)
+        return
+    yield Check("OpenCV", True, f"{cv2.__version__} and the system libraries it needs")
+
+
+def _loads(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
+
+
+def _torch() -> Iterator[Check]:
+    try:
+        torch = importlib.import_module("torch")
+    except (ImportError, OSError) as error:
+        yield Check("torch", False, f"cannot be imported: {error}", "pip install torch")
+        return
+    yield Check("torch", True, f"{torch.__version__}, {torch.get_num_threads()} threads")
+    if not torch.cuda.is_available():
+        built = torch.version.cuda or torch.version.hip
+        why = f"built for {built}, but no device is seen (driver?)" if built else "this torch is built for the CPU only"
+        fix = "For training at full size install a CUDA build of torch: https://pytorch.org/get-started/locally"
+        yield Check("GPU", False, why, fix, needed=False)
+        return
+    for i in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(i)
+        yield Check(f"GPU {i}", True, f"{device.name}, {device.total_memory / _GIB:.0f} GiB")
+
+
+def _disk(folder: Path) -> Iterator[Check]:
+    existing = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
+    free = shutil.disk_usage(existing).free / _GIB
+    yield Check(
+        "disk",
+        free >= _LEAST_FREE_GIB,
+        f"{free:.0f} GiB free at {existing}",
+        f"Checkpoints of a ViT-L with its optimiser take about 5 GiB each; free at least {_LEAST_FREE_GIB} GiB.",
+        needed=False,
+    )

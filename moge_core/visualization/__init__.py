@@ -1,0 +1,21 @@
+"""Pictures of geometry for people: colour maps, contact sheets and plots. Arrays in, uint8 RGB or PNG bytes out.
+
+colors        colorize_depth, colorize_normal, colorize_mask
+sheets        contact_sheet
+plots         plot_histogram
+point_clouds  write_viewer_ply
+"""
+
+from moge_core.visualization.colors import colorize_depth, colorize_mask, colorize_normal
+from moge_core.visualization.plots import plot_histogram
+from moge_core.visualization.point_clouds import write_viewer_ply
+from moge_core.visualization.sheets import contact_sheet
+
+__all__ = [
+    "colorize_depth",
+    "colorize_mask",
+    "colorize_normal",
+    "contact_sheet",
+    "plot_histogram",
+    "write_viewer_ply",
+]

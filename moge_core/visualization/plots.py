@@ -1,0 +1,103 @@
+"""Plots as PNG files. Figures are made by hand, without pyplot, so that nothing global is changed or left open."""
+
+from __future__ import annotations
+
+import io
+import os
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from moge_core.errors import InputError
+from moge_core.io import atomic_open
+
+_NUM_BINS = 80
+_SIZE_INCHES = (6.4, 3.2)
+_DPI = 110
+_COLOR = "#3b6ea8"
+
+
+def plot_histogram(
+    values: npt.NDArray[Any] | tuple[npt.NDArray[Any], npt.NDArray[Any]],
+    path: str | os.PathLike[str] | None = None,
+    *,
+    title: str = "",
+    x_label: str = "",
+    log: bool = False,
+) -> bytes:
+    """A histogram as a PNG picture.
+
+    Args:
+        values: numbers of any shape, of which only finite ones are counted; or a histogram that was made elsewhere,
+            (counts (N,), edges (N + 1,)).
+        path: a file to write the PNG to as well.
+        log: logarithmic horizontal axis; only values above 0 are counted.
+
+    Returns:
+        The PNG file. Without anything to count it says so in words.
+
+    Raises:
+        InputError: counts and edges do not fit together.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    counts, edges = _check_histogram(*values) if isinstance(values, tuple) else _count(np.asarray(values), log)
+    if log:
+        positive = edges[:-1] > 0
+        counts, edges = counts[positive], np.append(edges[:-1][positive], edges[-1:])
+    figure = Figure(figsize=_SIZE_INCHES, dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    if counts.sum() > 0:
+        axes.stairs(100 * counts / counts.sum(), edges, fill=True, color=_COLOR)
+        axes.set_ylabel("share (%)")
+        if log:
+            axes.set_xscale("log")
+    else:
+        axes.text(0.5, 0.5, "no values to show", ha="center", va="center", transform=axes.transAxes)
+        axes.set_yticks([])
+        axes.set_xticks([])
+    # Names of datasets may hold dollar signs, which are no formulas here.
+    axes.set_title(title, parse_math=False)
+    axes.set_xlabel(x_label, parse_math=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    if path is not None:
+        with atomic_open(path) as file:
+            file.write(buffer.getvalue())
+    return buffer.getvalue()
+
+
+def _count(values: npt.NDArray[Any], log: bool) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    finite = values[np.isfinite(values)].astype(np.float64)
+    if log:
+        finite = finite[finite > 0]
+    if finite.size == 0:
+        return np.zeros(0), np.zeros(1)
+    low, high = float(finite.min()), float(finite.max())
+    if not _is_wide(low, high):
+        # Equal values still need a bar that can be seen.
+        low, high = (low / 1.1, high * 1.1) if log else (low - max(abs(low), 1) / 10, high + max(abs(high), 1) / 10)
+    edges = np.geomspace(low, high, _NUM_BINS + 1) if log else np.linspace(low, high, _NUM_BINS + 1)
+    counts, _ = np.histogram(finite, bins=edges)
+    return counts.astype(np.float64), edges
+
+
+def _is_wide(low: float, high: float) -> bool:
+    return high - low > 1e-6 * max(abs(low), abs(high))
+
+
+def _check_histogram(
+    counts: npt.NDArray[Any], edges: npt.NDArray[Any]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    counts, edges = np.asarray(counts, np.float64), np.asarray(edges, np.float64)
+    if counts.ndim != 1 or edges.shape != (counts.size + 1,):
+        raise InputError("values", "must have one edge more than counts", found=(counts.shape, edges.shape))
+    if not (
+        np.isfinite(counts).all() and np.isfinite(edges).all() and (np.diff(edges) > 0).all() and (counts >= 0).all()
+    ):
+        raise InputError("values", "must have finite counts of at least 0 and increasing edges")
+    return counts, edges
