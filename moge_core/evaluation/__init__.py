@@ -1,0 +1,25 @@
+"""Measures of a prediction against the truth. Names are resolved on first use, so importing the package is cheap."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from moge_core.evaluation.heldout import score_constant as score_constant
+    from moge_core.evaluation.heldout import score_model as score_model
+    from moge_core.evaluation.metrics import compute_metrics as compute_metrics
+
+_MODULES = {
+    "compute_metrics": "moge_core.evaluation.metrics",
+    "score_constant": "moge_core.evaluation.heldout",
+    "score_model": "moge_core.evaluation.heldout",
+}
+
+__all__ = ["compute_metrics", "score_constant", "score_model"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

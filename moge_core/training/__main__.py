@@ -1,0 +1,9 @@
+"""`accelerate launch -m moge_core.training --config configs/train/v1.json ...`."""
+
+from __future__ import annotations
+
+import sys
+
+from moge_core.training.command import main
+
+sys.exit(main())

@@ -1,0 +1,207 @@
+"""Saving and loading the state of a training run: weights, average, optimiser, schedule, counters.
+
+The `.pt` files have the published contents (`{step}.pt`, `{step}_ema.pt`: model_config, model; `{step}_optimizer.pt`:
+model_config, step, optimizer, lr_scheduler; `latest.pt`: model_config, step), so the published tools read them. What
+they cannot hold stands in the manifest beside them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from moge_core import __version__
+from moge_core.errors import CheckpointError, WorkspaceError
+from moge_core.io.files import atomic_open
+from moge_core.models.weights import read_tensors
+from moge_core.training.workspace import CheckpointInfo, Workspace, parse_checkpoint_flag, write_json
+
+
+@dataclass
+class TrainingState:
+    """All that a resumed run needs. `step` is the last finished optimiser step.
+
+    Attributes:
+        model: state_dict of the model.
+        ema: state_dict of the moving average, None without one.
+        ema_updates: how many updates that average has seen.
+        counters: further integers and floats (skipped steps, partial sums of the metrics since the last log).
+    """
+
+    step: int
+    model_config: Mapping[str, Any]
+    model: Mapping[str, torch.Tensor]
+    optimizer: Mapping[str, Any] | None = None
+    lr_scheduler: Mapping[str, Any] | None = None
+    scaler: Mapping[str, Any] | None = None
+    ema: Mapping[str, torch.Tensor] | None = None
+    ema_updates: int = 0
+    counters: dict[str, Any] = field(default_factory=dict)
+    source: Path | None = None
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+
+
+def save_checkpoint(workspace: Workspace, state: TrainingState, lineage: Mapping[str, Any]) -> CheckpointInfo:
+    """Write one checkpoint so that it is either complete or absent.
+
+    Each file gets its final name when it is whole and on disk; the manifest comes after the files it names, then
+    `latest.pt`.
+
+    Args:
+        lineage: goes into the manifest: configuration digest, dataset digests, parent checkpoint.
+
+    Raises:
+        WorkspaceError: the disk is full or not writable; what was written before stays loadable.
+    """
+    folder = workspace.checkpoint_dir
+    model_config = dict(state.model_config)
+    name = f"{state.step:08d}"
+    contents: dict[str, dict[str, Any]] = {f"{name}.pt": {"model_config": model_config, "model": state.model}}
+    if state.optimizer is not None:
+        contents[f"{name}_optimizer.pt"] = {
+            "model_config": model_config,
+            "step": state.step,
+            "optimizer": state.optimizer,
+            "lr_scheduler": state.lr_scheduler,
+            **({"scaler": state.scaler} if state.scaler else {}),
+        }
+    if state.ema is not None:
+        contents[f"{name}_ema.pt"] = {"model_config": model_config, "model": state.ema}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        files = {file_name: _save(folder / file_name, values) for file_name, values in contents.items()}
+        manifest = {
+            "step": state.step,
+            "files": files,
+            "ema_updates": state.ema_updates,
+            "counters": state.counters,
+            "code_version": __version__,
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            **lineage,
+        }
+        write_json(folder / f"{name}.json", manifest)
+        _save(folder / "latest.pt", {"model_config": model_config, "step": state.step})
+    except (OSError, RuntimeError) as error:  # torch.save turns some failures of the disk into the latter
+        raise WorkspaceError(
+            folder,
+            "must be writable to save a checkpoint",
+            found=error,
+            fix="Free some space; older checkpoints still load.",
+        ) from error
+    return workspace.checkpoint_at(state.step)
+
+
+def load_training_state(workspace: Workspace, checkpoint: str) -> TrainingState | None:
+    """The state that `--checkpoint` names; None for `latest` in a workspace that has none yet.
+
+    `latest` takes the newest complete checkpoint and passes over damaged ones. A `.pt` file that carries step,
+    optimizer, lr_scheduler or ema_model is obeyed; a plain model file starts at step 0.
+
+    Raises:
+        CheckpointError: the file cannot be read or holds no model.
+        WorkspaceError: there is no checkpoint of that step.
+    """
+    which = parse_checkpoint_flag(checkpoint)
+    if which == "latest":
+        newest = workspace.latest_checkpoint() or _latest_without_manifest(workspace)
+        return None if newest is None else _load_from_workspace(newest)
+    if isinstance(which, int):
+        return _load_from_workspace(workspace.checkpoint_at(which))
+    return _load_single_file(Path(which))
+
+
+def parent_of(path: Path, step: int) -> dict[str, Any]:
+    """How a checkpoint's manifest names the file that the training began with."""
+    return {"path": str(path.resolve()), "sha256": file_digest(path), "step": step}
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class _HashingWriter:
+    """Passes bytes on to a file and hashes them on the way, so that a large checkpoint is not read again."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.sha256 = hashlib.sha256()
+        self.num_bytes = 0
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data)
+        self.sha256.update(view)
+        self.num_bytes += view.nbytes
+        return self.file.write(view)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def _save(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
+    with atomic_open(path) as file:
+        writer = _HashingWriter(file)
+        # torch.save hands a writer without seek() its bytes in order, which is what makes hashing on the way possible.
+        torch.save(values, writer)  # type: ignore[arg-type]
+    return {"bytes": writer.num_bytes, "sha256": writer.sha256.hexdigest()}
+
+
+def _load_from_workspace(info: CheckpointInfo) -> TrainingState:
+    model_file = _load_file(info.model_path)
+    state = TrainingState(
+        step=info.step,
+        model_config=model_file["model_config"],
+        model=model_file["model"],
+        ema_updates=int(info.manifest.get("ema_updates", 1)),
+        counters=dict(info.manifest.get("counters", {})),
+        source=info.model_path,
+        manifest=info.manifest,
+    )
+    if info.optimizer_path.is_file():
+        optimizer_file = _load_file(info.optimizer_path, needs_model=False)
+        state.optimizer = optimizer_file.get("optimizer")
+        state.lr_scheduler = optimizer_file.get("lr_scheduler")
+        state.scaler = optimizer_file.get("scaler")
+    if info.ema_path is not None:
+        state.ema = _load_file(info.ema_path)["model"]
+    return state
+
+
+def _load_single_file(path: Path) -> TrainingState:
+    values = _load_file(path)
+    return TrainingState(
+        step=int(values.get("step", -1)),
+        model_config=values["model_config"],
+        model=values["model"],
+        optimizer=values.get("optimizer"),
+        lr_scheduler=values.get("lr_scheduler"),
+        ema=values.get("ema_model"),
+        ema_updates=1 if "ema_model" in values else 0,
+        source=path,
+    )
+
+
+def _latest_without_manifest(workspace: Workspace) -> CheckpointInfo | None:
+    """Workspaces of the published tool have no manifests; their latest.pt names the step."""
+    latest = workspace.checkpoint_dir / "latest.pt"
+    if not latest.is_file() or any(workspace.checkpoint_dir.glob("*.json")):
+        return None
+    return workspace.checkpoint_at(int(_load_file(latest, needs_model=False)["step"]))
+
+
+def _load_file(path: Path, needs_model: bool = True) -> dict[str, Any]:
+    values = read_tensors(path)
+    if not isinstance(values, dict):
+        raise CheckpointError(path, "must hold a dictionary", found=type(values).__name__)
+    if needs_model and not {"model_config", "model"} <= values.keys():
+        raise CheckpointError(
+            path, "must hold `model_config` and `model`", found=f"keys {sorted(map(str, values))[:6]}"
+        )
+    return values

@@ -1,0 +1,347 @@
+"""Training and finetuning configurations, checked whole before any process is launched. Imports no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PrivateAttr, field_validator
+
+from moge_core.configuration import StrictModel, deep_merge, load_json, parse_as
+from moge_core.errors import ConfigError
+from moge_core.loading.config import DataConfig
+from moge_core.losses.registry import LOSS_PARAMETERS
+from moge_core.models.config import parse_model_config
+from moge_core.training.expressions import check_expression
+from moge_core.training.torch_names import (
+    LAMBDA_SCHEDULERS,
+    NESTED_SCHEDULERS,
+    OPTIMIZER_PARAMETERS,
+    SCHEDULER_PARAMETERS,
+)
+
+INVALID_LABEL = "invalid"
+"""Label of an instance that could not be loaded; published configurations give it an empty loss set."""
+
+
+class RunFlags(StrictModel):
+    """Flags that a person changes from run to run. Those left out keep the configuration's or the published default."""
+
+    num_iterations: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Absolute number of optimiser steps at which training ends (default 1000000)."
+    )
+    batch_size_forward: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Images per process and micro-batch (default 8). Halve it when memory runs out."
+    )
+    gradient_accumulation_steps: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="Micro-batches per optimiser step (default 1). Raise it to keep the batch when halving the above.",
+    )
+    num_processes: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Processes that accelerate starts, usually one per GPU (default 1)."
+    )
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = Field(
+        None, description="Precision of the network's forward pass: bf16 on GPUs that have it, no on CPU (default no)."
+    )
+    checkpoint: str | None = Field(
+        None, description="`latest`, a step number of this workspace, or the path of a `.pt` file to start from."
+    )
+    init: str | None = Field(
+        None,
+        description="Backbone weights of a new model: `hub` (DINOv2 from the hub, default), `random`, or a local file.",
+    )
+    save_every: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Steps between checkpoints (default 10000); the last step is always saved."
+    )
+    log_every: Annotated[int, Field(ge=1)] | None = Field(None, description="Steps between log lines (default 1000).")
+    vis_every: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="Steps between pictures and point clouds of the predictions; 0 makes none (default 0)."
+    )
+    num_vis_images: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Images shown by vis_every, rounded down to whole batches (default 32)."
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = Field(
+        None, description="Seed of data order, views, augmentations, patches and new weights (default 0)."
+    )
+    enable_ema: bool | None = Field(
+        None, description="Keep an exponential moving average of the weights (default true)."
+    )
+    enable_gradient_checkpointing: bool | None = Field(
+        None, description="Recompute activations in the backward pass to save memory (default true)."
+    )
+
+    def as_argv(self) -> list[str]:
+        """The flags that are set, for the training command; `num_processes` belongs to `accelerate launch`."""
+        values = self.model_dump(exclude_none=True, exclude={"num_processes"})
+        return [word for name, value in values.items() for word in (f"--{name}", str(value))]
+
+
+class LossTerm(StrictModel):
+    """One entry of a label's loss set."""
+
+    function: str
+    weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+    params: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("function")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        if name not in LOSS_PARAMETERS:
+            raise ValueError(f"must be one of {', '.join(sorted(LOSS_PARAMETERS))}")
+        return name
+
+
+class OptimizerConfig(StrictModel):
+    """`type` of torch.optim and its parameter groups by include / exclude patterns."""
+
+    type: str
+    params: Annotated[list[dict[str, Any]], Field(min_length=1)]
+
+
+class SchedulerConfig(StrictModel):
+    """`type` of torch.optim.lr_scheduler and its keywords; SequentialLR nests further schedulers."""
+
+    type: str
+    params: dict[str, Any] = Field(default_factory=dict)
+
+
+class TrainConfig(StrictModel):
+    """A training configuration with the sections of the published ones, plus our optional `run`."""
+
+    data: DataConfig
+    model_version: Literal["v1", "v2"]
+    model: dict[str, Any]
+    optimizer: OptimizerConfig
+    lr_scheduler: SchedulerConfig
+    low_resolution_training_steps: Annotated[int, Field(ge=0)] = 0
+    loss: dict[str, dict[str, LossTerm]]
+    run: RunFlags = Field(default_factory=RunFlags)
+
+    _source: Path = PrivateAttr(default=Path("configuration"))
+    _raw: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    def __eq__(self, other: object) -> bool:
+        """Two configurations are equal when their sections are, whatever files they come from."""
+        return isinstance(other, TrainConfig) and self.__dict__ == other.__dict__
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def source(self) -> Path:
+        """File that the configuration was read from."""
+        return self._source
+
+    @property
+    def raw(self) -> dict[str, Any]:
+        """The configuration as it was read, comments gone, overrides laid over it."""
+        return self._raw
+
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint was trained with: everything but the per-run flags."""
+        return {key: value for key, value in self._raw.items() if key != "run"}
+
+    def digest(self) -> str:
+        """SHA-256 of `identity()`, independent of key order and layout."""
+        canonical = json.dumps(self.identity(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+class ScheduleConfig(StrictModel):
+    """When a finetuning starts by itself."""
+
+    cron: str
+    timezone: str = "UTC"
+    enabled: bool = False
+
+    @field_validator("cron")
+    @classmethod
+    def _has_five_fields(cls, cron: str) -> str:
+        if len(cron.split()) != 5 or not re.fullmatch(r"[\w\s*,/\-]+", cron):
+            raise ValueError("must be a cron expression of five fields, e.g. `0 3 * * *`")
+        return cron
+
+    @field_validator("timezone")
+    @classmethod
+    def _exists(cls, name: str) -> str:
+        from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+        try:
+            ZoneInfo(name)
+        except (ZoneInfoNotFoundError, ValueError) as error:
+            raise ValueError("must be a time zone such as `UTC` or `Europe/Berlin`") from error
+        return name
+
+
+class FinetuneConfig(StrictModel):
+    """A finetuning: a base checkpoint, a training configuration, and what differs from it."""
+
+    base: Annotated[str, Field(min_length=1)]
+    config: Annotated[str, Field(min_length=1)]
+    overrides: dict[str, Any] = Field(default_factory=dict)
+    run: RunFlags = Field(default_factory=RunFlags)
+    schedule: ScheduleConfig | None = None
+
+    _source: Path = PrivateAttr(default=Path("configuration"))
+
+    @property
+    def source(self) -> Path:
+        """File that the configuration was read from."""
+        return self._source
+
+    @property
+    def name(self) -> str:
+        """The file's stem."""
+        return self._source.stem
+
+    @property
+    def base_asset(self) -> str | None:
+        """Name of the training or finetuning asset that `base` refers to; None for a checkpoint file or repository."""
+        return self.base if re.fullmatch(r"(train|finetune)_\w+", self.base) else None
+
+    def train_config(self) -> TrainConfig:
+        """The training configuration with `overrides` laid over it and `run` over its `run`.
+
+        Raises:
+            ConfigError: the training configuration, or what the overrides make of it, is wrong.
+        """
+        path = project_root_of(self._source) / self.config
+        merged = deep_merge(load_json(path), self.overrides)
+        merged["run"] = {**merged.get("run", {}), **self.run.model_dump(exclude_none=True)}
+        where = f"{self._source} over {path}" if self.overrides else path
+        return parse_train_config(merged, self._source, where)
+
+
+def load_train_config(path: str | Path) -> TrainConfig:
+    """Read and check a training configuration (JSON, comments allowed).
+
+    Raises:
+        ConfigError: names the file, the key, the rule and, for a misspelt key, the nearest known one.
+    """
+    return parse_train_config(load_json(path), Path(path), path)
+
+
+def load_finetune_config(path: str | Path) -> FinetuneConfig:
+    """Read and check a finetuning configuration. The training configuration it builds on is read by `train_config()`.
+
+    Raises:
+        ConfigError: names the file, the key and the rule.
+    """
+    config = parse_as(FinetuneConfig, load_json(path), path)
+    config._source = Path(path)
+    return config
+
+
+def parse_train_config(values: Mapping[str, Any], source: Path, where: object) -> TrainConfig:
+    """Check the contents of a training configuration; `where` names it in errors.
+
+    Raises:
+        ConfigError: as `load_train_config`.
+    """
+    config = parse_as(TrainConfig, values, where)
+    parse_model_config(config.model_version, config.model, f"{where}: model")
+    _check_loss_sets(config, where)
+    _check_optimizer(config.optimizer, f"{where}: optimizer")
+    _check_scheduler(config.lr_scheduler, len(config.optimizer.params), f"{where}: lr_scheduler")
+    config._source = source
+    config._raw = dict(values)
+    return config
+
+
+def project_root_of(path: Path) -> Path:
+    """The folder that holds the `configs/` folder which `path` lies in, or else the file's own folder."""
+    path = path.resolve()
+    holder = next((parent for parent in path.parents if parent.name == "configs"), None)
+    return path.parent if holder is None else holder.parent
+
+
+def _check_loss_sets(config: TrainConfig, where: object) -> None:
+    for index, dataset in enumerate(config.data.datasets):
+        if dataset.label_type not in config.loss:
+            raise ConfigError(
+                f"{where}: data.datasets.{index}.label_type",
+                f"must have a loss set under `loss`, which has {', '.join(sorted(config.loss)) or 'none'}",
+                found=repr(dataset.label_type),
+                fix=f"Add `loss.{dataset.label_type}` or correct the label of dataset {dataset.name!r}.",
+            )
+        if not config.loss[dataset.label_type] and dataset.label_type != INVALID_LABEL:
+            raise ConfigError(f"{where}: loss.{dataset.label_type}", "must hold at least one loss")
+    for label, terms in config.loss.items():
+        for key, term in terms.items():
+            unknown = sorted(term.params.keys() - LOSS_PARAMETERS[term.function])
+            if unknown:
+                raise ConfigError(
+                    f"{where}: loss.{label}.{key}.params.{unknown[0]}",
+                    f"is not a parameter of {term.function}",
+                    fix=f"Known parameters: {', '.join(sorted(LOSS_PARAMETERS[term.function])) or 'none'}.",
+                )
+
+
+def _check_optimizer(config: OptimizerConfig, where: str) -> None:
+    known = OPTIMIZER_PARAMETERS.get(config.type)
+    if known is None:
+        raise ConfigError(
+            f"{where}.type", f"must be one of {', '.join(sorted(OPTIMIZER_PARAMETERS))}", found=repr(config.type)
+        )
+    for index, group in enumerate(config.params):
+        at = f"{where}.params.{index}"
+        patterns = group.get("params")
+        if not isinstance(patterns, dict) or not isinstance(patterns.get("include"), list):
+            raise ConfigError(f"{at}.params", 'must be {"include": [patterns], "exclude": [patterns]}', found=patterns)
+        for key, value in patterns.items():
+            if key not in ("include", "exclude") or not all(isinstance(pattern, str) for pattern in value):
+                raise ConfigError(f"{at}.params.{key}", "must be `include` or `exclude` with a list of patterns")
+        for key in group.keys() - {"params"}:
+            if key not in known:
+                raise ConfigError(
+                    f"{at}.{key}", f"is not a parameter of {config.type}", fix=f"Known: {', '.join(sorted(known))}."
+                )
+
+
+def _check_scheduler(config: SchedulerConfig, num_groups: int, where: str) -> None:
+    known = SCHEDULER_PARAMETERS.get(config.type)
+    if known is None:
+        raise ConfigError(
+            f"{where}.type", f"must be one of {', '.join(sorted(SCHEDULER_PARAMETERS))}", found=repr(config.type)
+        )
+    for key in config.params:
+        if key not in known:
+            raise ConfigError(
+                f"{where}.params.{key}",
+                f"is not a parameter of {config.type}",
+                fix=f"Known: {', '.join(sorted(known))}.",
+            )
+    if config.type in LAMBDA_SCHEDULERS:
+        lambdas = config.params.get("lr_lambda")
+        texts = [lambdas] if isinstance(lambdas, str) else lambdas
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise ConfigError(
+                f"{where}.params.lr_lambda", "must be an expression or a list of expressions", found=lambdas
+            )
+        if isinstance(lambdas, list) and len(texts) != num_groups:
+            raise ConfigError(
+                f"{where}.params.lr_lambda",
+                f"must hold one expression for each of the {num_groups} optimizer groups",
+                found=f"{len(texts)} expressions",
+            )
+        for index, text in enumerate(texts):
+            at = f"{where}.params.lr_lambda" + (f".{index}" if isinstance(lambdas, list) else "")
+            check_expression(text, at)
+    if config.type in NESTED_SCHEDULERS:
+        nested = config.params.get("schedulers")
+        if not isinstance(nested, list) or not nested:
+            raise ConfigError(f"{where}.params.schedulers", "must be a list of schedulers", found=nested)
+        for index, values in enumerate(nested):
+            at = f"{where}.params.schedulers.{index}"
+            inner = parse_as(SchedulerConfig, values if isinstance(values, dict) else {}, at)
+            _check_scheduler(inner, num_groups, at)
+        milestones = config.params.get("milestones")
+        if config.type == "SequentialLR" and (not isinstance(milestones, list) or len(milestones) != len(nested) - 1):
+            raise ConfigError(
+                f"{where}.params.milestones",
+                f"must hold the {len(nested) - 1} steps at which the next scheduler takes over",
+                found=milestones,
+            )

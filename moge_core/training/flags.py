@@ -1,0 +1,92 @@
+"""The flags of the training command, with the published names, meanings and defaults. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from moge_core.errors import ConfigError
+from moge_core.training.config import RunFlags, TrainConfig
+
+
+@dataclass(frozen=True)
+class TrainFlags:
+    """Everything that the command line decides about a run; the defaults are the published ones."""
+
+    config: Path
+    workspace: Path = Path("workspace/debug")
+    checkpoint: str | None = None
+    batch_size_forward: int = 8
+    gradient_accumulation_steps: int = 1
+    enable_gradient_checkpointing: bool = True
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    enable_ema: bool = True
+    num_iterations: int = 1_000_000
+    save_every: int = 10_000
+    log_every: int = 1000
+    vis_every: int = 0
+    num_vis_images: int = 32
+    enable_mlflow: bool = True
+    seed: int = 0
+    init: str = "hub"
+    num_workers: str = "auto"
+    accept_index_change: bool = False
+
+
+def resolve_flags(given: dict[str, Any], config: TrainConfig) -> TrainFlags:
+    """Flags of the command line over those of the configuration's `run` section over the published defaults.
+
+    Args:
+        given: flags that the command line sets; None means unset.
+        config: the configuration that `given["config"]` names.
+    """
+    values = config.run.model_dump(exclude_none=True, exclude={"num_processes"})
+    values.update({name: value for name, value in given.items() if value is not None})
+    half = values.pop("enable_mixed_precision", None)
+    if half and values.setdefault("mixed_precision", "fp16") != "fp16":
+        raise ConfigError(
+            "--enable_mixed_precision",
+            "is another word for --mixed_precision fp16",
+            found=f"--mixed_precision {values['mixed_precision']} beside it",
+            fix="Give one of the two.",
+        )
+    return TrainFlags(**values)
+
+
+def _option(name: str, kind: Any, text: str) -> Any:
+    # Dashes are accepted too: the context normalises them to the published underscores.
+    return click.option(f"--{name}", name, type=kind, default=None, help=text)
+
+
+def _described(name: str) -> str:
+    return RunFlags.model_fields[name].description or ""
+
+
+OPTIONS = [
+    click.option("--config", required=True, type=click.Path(path_type=Path), help="Training configuration (JSON)."),
+    _option("workspace", click.Path(path_type=Path), "Folder of the run (default workspace/debug)."),
+    _option("checkpoint", str, _described("checkpoint") + " None starts anew."),
+    _option("num_iterations", click.IntRange(1), _described("num_iterations")),
+    _option("batch_size_forward", click.IntRange(1), _described("batch_size_forward")),
+    _option("gradient_accumulation_steps", click.IntRange(1), _described("gradient_accumulation_steps")),
+    _option("enable_gradient_checkpointing", click.BOOL, _described("enable_gradient_checkpointing")),
+    _option("mixed_precision", click.Choice(["no", "fp16", "bf16"]), _described("mixed_precision")),
+    _option("enable_mixed_precision", click.BOOL, "The published word for --mixed_precision fp16."),
+    _option("enable_ema", click.BOOL, _described("enable_ema")),
+    _option("init", str, _described("init")),
+    _option("save_every", click.IntRange(1), _described("save_every")),
+    _option("log_every", click.IntRange(1), _described("log_every")),
+    _option("vis_every", click.IntRange(0), _described("vis_every")),
+    _option("num_vis_images", click.IntRange(1), _described("num_vis_images")),
+    _option("enable_mlflow", click.BOOL, "Log to MLflow beside metrics.jsonl (default true)."),
+    _option("seed", click.IntRange(0), _described("seed")),
+    _option("num_workers", str, "Loader processes: a number, or `auto` (default)."),
+    _option(
+        "accept_index_change",
+        click.BOOL,
+        "Resume although a dataset's index is not the one trained on (default false).",
+    ),
+]

@@ -1,0 +1,125 @@
+"""Optimiser and learning-rate schedule as a configuration names them, and the moving average of the weights."""
+
+from __future__ import annotations
+
+import fnmatch
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from moge_core.configuration import parse_as
+from moge_core.errors import ConfigError
+from moge_core.training.config import OptimizerConfig, SchedulerConfig
+from moge_core.training.expressions import compile_expression
+from moge_core.training.torch_names import LAMBDA_SCHEDULERS, NESTED_SCHEDULERS
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig | Mapping[str, Any]) -> torch.optim.Optimizer:
+    """An optimiser whose groups hold the parameters that match an `include` and no `exclude` pattern (fnmatch).
+
+    The other keys of a group go to torch's optimiser as they are.
+
+    Raises:
+        ConfigError: a trainable parameter falls into no group or into two, or a group is empty.
+    """
+    if not isinstance(config, OptimizerConfig):
+        config = parse_as(OptimizerConfig, config, "optimizer")
+    parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    groups: list[dict[str, Any]] = []
+    owner: dict[str, int] = {}
+    for index, group in enumerate(config.params):
+        where = f"optimizer.params.{index}"
+        patterns = group["params"]
+        names = [name for name in parameters if _matches(name, patterns)]
+        if not names:
+            raise ConfigError(where, "must match at least one parameter of the model", found=patterns)
+        for name in names:
+            if owner.setdefault(name, index) != index:
+                raise ConfigError(where, f"must not share parameters with group {owner[name]}", found=name)
+        groups.append({**group, "params": [parameters[name] for name in names]})
+    left = [name for name in parameters if name not in owner]
+    if left:
+        raise ConfigError(
+            "optimizer.params",
+            "must put every trainable parameter into a group",
+            found=f"{len(left)} in none: {left[:3]}",
+        )
+    optimizer: torch.optim.Optimizer = getattr(torch.optim, config.type)(groups)
+    return optimizer
+
+
+def _matches(name: str, patterns: Mapping[str, list[str]]) -> bool:
+    included = any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns["include"])
+    return included and not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns.get("exclude", []))
+
+
+def build_lr_scheduler(
+    optimizer: torch.optim.Optimizer, config: SchedulerConfig | Mapping[str, Any]
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """The scheduler of torch.optim.lr_scheduler that a configuration names, to be stepped once an optimiser step.
+
+    Raises:
+        ConfigError: an expression that is not allowed, or keywords that torch refuses.
+    """
+    if not isinstance(config, SchedulerConfig):
+        config = parse_as(SchedulerConfig, config, "lr_scheduler")
+    params = dict(config.params)
+    kind = getattr(torch.optim.lr_scheduler, config.type)
+    if config.type in LAMBDA_SCHEDULERS:
+        texts = params["lr_lambda"]
+        params["lr_lambda"] = (
+            compile_expression(texts) if isinstance(texts, str) else [compile_expression(text) for text in texts]
+        )
+    with warnings.catch_warnings():
+        # torch's own schedulers call step(0) on each other while being built and then warn of both habits.
+        warnings.filterwarnings("ignore", message="The epoch parameter in `scheduler.step")
+        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+        if config.type in NESTED_SCHEDULERS:
+            inner = [build_lr_scheduler(optimizer, values) for values in params.pop("schedulers")]
+            scheduler = kind(inner, **params) if config.type == "ChainedScheduler" else kind(optimizer, inner, **params)
+        else:
+            scheduler = kind(optimizer, **params)
+    assert isinstance(scheduler, torch.optim.lr_scheduler.LRScheduler)
+    return scheduler
+
+
+def step_lr_scheduler(scheduler: torch.optim.lr_scheduler.LRScheduler) -> None:
+    """Advance the schedule by one optimiser step, also past a step that the optimiser skipped."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The epoch parameter in `scheduler.step")
+        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+        scheduler.step()
+
+
+class ExponentialMovingAverage:
+    """Moving average of a model's weights: the first update copies, later ones keep `decay` of what was there.
+
+    `num_updates` is part of the state: without it a resumed average would begin anew.
+    """
+
+    def __init__(self, model: nn.Module, decay: float = 0.999) -> None:
+        self.decay = decay
+        self.num_updates = 0
+        self.weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Take in the model's current weights; buffers are copied."""
+        current = model.state_dict()
+        averaged = [] if self.num_updates == 0 else [name for name, _ in model.named_parameters()]
+        if averaged:
+            torch._foreach_lerp_(
+                [self.weights[name] for name in averaged], [current[name] for name in averaged], 1.0 - self.decay
+            )
+        for name in self.weights.keys() - set(averaged):
+            self.weights[name].copy_(current[name])
+        self.num_updates += 1
+
+    def load(self, weights: Mapping[str, torch.Tensor], num_updates: int) -> None:
+        """Continue the average of a checkpoint."""
+        for name, value in self.weights.items():
+            value.copy_(weights[name])
+        self.num_updates = num_updates

@@ -1,0 +1,287 @@
+"""What a training run leaves on disk, and which run a new start continues. Imports no torch.
+
+    workspace/
+    ├── config.json                   the configuration that the run trains with
+    ├── status.json                   whether it runs, finished, was interrupted or failed, and why
+    ├── .lock                         one training at a time (host, pid)
+    ├── metrics.jsonl                 one line a log step
+    ├── checkpoint/{step:08d}.pt      model, with {step}_optimizer.pt, {step}_ema.pt and {step}.json, its manifest
+    ├── checkpoint/latest.pt          the newest step, in the published form
+    └── vis/                          pictures and point clouds
+
+A checkpoint is complete when its manifest stands there, for the manifest is renamed into place last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, Literal
+
+from moge_core.configuration import changed_keys
+from moge_core.errors import ConfigError, WorkspaceError
+from moge_core.io.files import atomic_open
+from moge_core.training.config import TrainConfig
+
+
+class ExitCode(IntEnum):
+    """How the training command ends. `accelerate launch` hides the code, so status.json tells it too."""
+
+    FINISHED = 0
+    FAILED = 1
+    REFUSED = 2
+    INTERRUPTED = 75
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """How a run stands. `step` is the last finished step, -1 before the first."""
+
+    state: Literal["running", "finished", "interrupted", "failed"]
+    reason: str
+    step: int
+    num_iterations: int
+    resumable: bool
+    host: str = ""
+    pid: int = 0
+    time: str = ""
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """One complete checkpoint of a workspace."""
+
+    step: int
+    model_path: Path
+    optimizer_path: Path
+    ema_path: Path | None
+    manifest: Mapping[str, Any]
+
+
+class Workspace:
+    """The folder of one training run."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @property
+    def checkpoint_dir(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoint"
+
+    @property
+    def metrics_path(self) -> Path:
+        """Metrics, one JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def config_path(self) -> Path:
+        """The configuration that the run trains with."""
+        return self.path / "config.json"
+
+    def status(self) -> RunStatus | None:
+        """How the run stands, None if it never started; "running" without its process means it was interrupted."""
+        values = _read_json(self.path / "status.json")
+        if values is None:
+            return None
+        status = RunStatus(**values)
+        if status.state == "running" and status.host == socket.gethostname() and not _is_alive(status.pid):
+            return RunStatus(
+                **{**values, "state": "interrupted", "reason": f"process {status.pid} is gone", "resumable": True}
+            )
+        return status
+
+    def write_status(self, status: RunStatus) -> None:
+        """Replace status.json at once."""
+        stamped = {
+            **asdict(status),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        write_json(self.path / "status.json", stamped)
+
+    def checkpoints(self) -> list[CheckpointInfo]:
+        """Complete checkpoints, oldest first; one without a manifest, or with a file missing or cut, is left out."""
+        found = []
+        for manifest_path in sorted(self.checkpoint_dir.glob("*.json")):
+            if re.fullmatch(r"\d{8,}", manifest_path.stem):
+                manifest = _read_json(manifest_path)
+                if manifest is not None and self._is_whole(manifest):
+                    found.append(self._checkpoint(int(manifest_path.stem), manifest))
+        return found
+
+    def latest_checkpoint(self) -> CheckpointInfo | None:
+        """The newest complete checkpoint."""
+        complete = self.checkpoints()
+        return complete[-1] if complete else None
+
+    def checkpoint_at(self, step: int) -> CheckpointInfo:
+        """The checkpoint of one step; one without a manifest is taken as it is.
+
+        Raises:
+            WorkspaceError: there is no such checkpoint.
+        """
+        model_path = self.checkpoint_dir / f"{step:08d}.pt"
+        if not model_path.is_file():
+            have = [str(checkpoint.step) for checkpoint in self.checkpoints()]
+            raise WorkspaceError(model_path, "must exist", fix=f"Complete checkpoints: {', '.join(have) or 'none'}.")
+        return self._checkpoint(step, _read_json(self.checkpoint_dir / f"{step:08d}.json") or {})
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the workspace for one training.
+
+        The lock is the kernel's, so it ends with the process however that dies.
+
+        Raises:
+            WorkspaceError: another training holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock_path = self.path / ".lock"
+        # Append mode keeps the holder's name in the file while the lock is not ours.
+        with lock_path.open("a+", encoding="utf-8") as file:
+            try:
+                # A POSIX lock, unlike flock, is not inherited by loader workers that outlive us.
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                file.seek(0)
+                holder = file.read().strip() or "an unknown process"
+                raise WorkspaceError(
+                    self.path,
+                    "must not be in use by another training",
+                    found=f"a lock held by {holder}",
+                    fix="Wait for it, stop it, or name another --workspace.",
+                ) from None
+            file.truncate(0)
+            file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
+            file.flush()
+            yield
+
+    def _checkpoint(self, step: int, manifest: Mapping[str, Any]) -> CheckpointInfo:
+        ema_path = self.checkpoint_dir / f"{step:08d}_ema.pt"
+        return CheckpointInfo(
+            step=step,
+            model_path=self.checkpoint_dir / f"{step:08d}.pt",
+            optimizer_path=self.checkpoint_dir / f"{step:08d}_optimizer.pt",
+            ema_path=ema_path if ema_path.is_file() else None,
+            manifest=manifest,
+        )
+
+    def _is_whole(self, manifest: Mapping[str, Any]) -> bool:
+        try:
+            return all(
+                (self.checkpoint_dir / name).stat().st_size == file["bytes"] for name, file in manifest["files"].items()
+            )
+        except (OSError, KeyError, TypeError):
+            return False
+
+
+@dataclass(frozen=True)
+class WorkspaceChoice:
+    """Where a training goes, whether it continues what is there, and what differs from the newest run."""
+
+    path: Path
+    resumes: bool
+    changed_keys: list[str]
+
+
+def choose_workspace(root: Path, config: TrainConfig, resume: str = "auto") -> WorkspaceChoice:
+    """The workspace below `root` (numbered 1, 2, ...) that a training uses.
+
+    Args:
+        root: folder of all runs of one asset.
+        config: what will be trained.
+        resume: `auto` continues the newest run if it is unfinished and has the same configuration, else begins the
+            next; `never` begins the next; `must` continues the newest; anything else is the path of the workspace to
+            continue.
+
+    Raises:
+        WorkspaceError: `must` or a path, and there is nothing to continue or its configuration differs.
+    """
+    if resume not in ("auto", "never", "must"):
+        workspace = Workspace(resume)
+        if not workspace.config_path.is_file():
+            raise WorkspaceError(workspace.path, "must be the workspace of a training", found="no config.json")
+        return WorkspaceChoice(workspace.path, True, _changes(workspace, config))
+
+    numbers = sorted(int(path.name) for path in root.glob("*") if path.name.isdigit()) if root.is_dir() else []
+    newest = Workspace(root / str(numbers[-1])) if numbers else None
+    following = root / str(numbers[-1] + 1 if numbers else 1)
+    if newest is None:
+        if resume == "must":
+            raise WorkspaceError(
+                root, "must hold a run to continue", found="none", fix="Use resume `auto` for the first run."
+            )
+        return WorkspaceChoice(following, False, [])
+    changed = _changes(newest, config)
+    if resume == "must":
+        if changed:
+            raise WorkspaceError(
+                newest.path,
+                "must have been trained with this configuration",
+                found=f"other values of {', '.join(changed)}",
+                fix="Use resume `never` for a new run, or give the path of this workspace to accept the change.",
+            )
+        return WorkspaceChoice(newest.path, True, [])
+    status = newest.status()
+    finished = status is not None and status.state == "finished"
+    if resume == "auto" and not finished and not changed:
+        return WorkspaceChoice(newest.path, True, [])
+    return WorkspaceChoice(following, False, changed)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON object under its final name at once."""
+    with atomic_open(path) as file:
+        file.write((json.dumps(values, indent=2) + "\n").encode())
+
+
+def _changes(workspace: Workspace, config: TrainConfig) -> list[str]:
+    before = _read_json(workspace.config_path)
+    if before is None:
+        return []
+    before.pop("run", None)
+    return changed_keys(before, config.identity())
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return values if isinstance(values, dict) else None
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def parse_checkpoint_flag(text: str) -> int | Path | Literal["latest"]:
+    """What `--checkpoint` names: the newest checkpoint, a step of this workspace, or a file.
+
+    Raises:
+        ConfigError: it is none of the three.
+    """
+    if text == "latest":
+        return "latest"
+    if text.isdigit():
+        return int(text)
+    if text.endswith((".pt", ".pth", ".safetensors")) or Path(text).is_file():
+        return Path(text)
+    raise ConfigError("--checkpoint", "must be `latest`, a step number or the path of a `.pt` file", found=repr(text))
