@@ -99,7 +99,7 @@ def parse_as(model: type[ModelT], values: Mapping[str, Any], where: object) -> M
 def deep_merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """`base` with `overrides` laid over it: objects merge key by key, everything else is replaced.
 
-    An object that names another `type` (of optimiser, of scheduler) is replaced whole, for its keys belong to that type.
+    An object that names another `type` (of optimiser, of scheduler) is replaced whole: its keys belong to that type.
     """
     if "type" in overrides and overrides["type"] != base.get("type"):
         return dict(overrides)

@@ -9,11 +9,12 @@ to each other; each scene is a function of (seed, index) alone.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import shutil
 import tempfile
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,17 +24,22 @@ import numpy.typing as npt
 
 from moge_core.datasets.layout import DEPTH_NAME, IMAGE_NAME, META_NAME, STATE_DIR, Progress
 from moge_core.datasets.scenes.outdoors import draw_outdoor
-from moge_core.datasets.scenes.rendering import cast_rays, find_surfaces, paint, rotate, unseen
+from moge_core.datasets.scenes.rendering import cast_rays, find_surfaces, rotate, unseen
 from moge_core.datasets.scenes.rooms import draw_room
+from moge_core.datasets.scenes.shading import paint
+from moge_core.datasets.scenes.workers import report, run_workers, take_order
 from moge_core.datasets.scenes.world import World
 from moge_core.errors import DatasetError, InputError, MoGeError
 from moge_core.io import read_meta, write_depth, write_image, write_meta, write_normal
 
 NORMAL_NAME = "normal.png"
 
+_logger = logging.getLogger(__name__)
+
 # Raised when the same (seed, index) begins to give another scene.
 _RECIPE = 1
 _MAX_SIDE = 8192
+_LEAST_WORK = 16  # scenes that are worth starting a process
 _COMPRESSION_LEVEL = 1  # a fifth of the time of level 7 for 4 % more bytes
 
 
@@ -74,7 +80,7 @@ def render_sample_scenes(
 
     Args:
         size: (width, height) of landscape images; portrait ones have the sides swapped.
-        num_workers: scenes rendered at once; twice the number of cores by default. It does not change the result.
+        num_workers: processes that render; by default one a core where there is enough to do. The result is the same.
         progress: called with (done, total) after each scene.
 
     Returns:
@@ -90,7 +96,7 @@ def render_sample_scenes(
         raise InputError("num_workers", "must be at least 1", found=num_workers)
     _check_scene_arguments(seed, 0, size)
     root = Path(out_dir)
-    instances = [f"{_kind_of(index)}/{index:06d}" for index in range(count)]
+    instances = [_path_of(index) for index in range(count)]
     missing = [index for index in range(count) if not _is_there(root / instances[index], seed, index, size)]
     done = count - len(missing)
     if progress is not None and done:
@@ -100,23 +106,11 @@ def render_sample_scenes(
 
     state_dir = root / STATE_DIR
     state_dir.mkdir(parents=True, exist_ok=True)
-    # Threads: nearly all of the time goes into array operations and encoders, which leave the interpreter's lock. Two a
-    # core, as each also waits for the disk.
-    workers = min(num_workers or 2 * (os.cpu_count() or 1), len(missing))
-    with (
-        tempfile.TemporaryDirectory(prefix="sample-scenes-", dir=state_dir) as staging,
-        ThreadPoolExecutor(workers, thread_name_prefix="moge-scenes") as pool,
-    ):
-        jobs = [pool.submit(_write, root / instances[i], Path(staging), seed, i, size) for i in missing]
-        try:
-            for job in as_completed(jobs):
-                job.result()
-                done += 1
-                if progress is not None:
-                    progress(done, count)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    with tempfile.TemporaryDirectory(prefix="sample-scenes-", dir=state_dir) as staging:
+        for _ in _write_all(root, Path(staging), seed, missing, size, num_workers):
+            done += 1
+            if progress is not None:
+                progress(done, count)
     return sorted(instances)
 
 
@@ -173,6 +167,10 @@ def _kind_of(index: int) -> str:
     return "outdoor" if index % 2 else "room"
 
 
+def _path_of(index: int) -> str:
+    return f"{_kind_of(index)}/{index:06d}"
+
+
 def _size_of(world: World, size: tuple[int, int]) -> tuple[int, int]:
     return (size[1], size[0]) if world.framing.portrait else size
 
@@ -204,7 +202,8 @@ def _is_there(instance: Path, seed: int, index: int, size: tuple[int, int]) -> b
         raise _taken(instance, error) from error
     if not isinstance(found, dict) or any(found.get(key) != value for key, value in wanted.items()):
         raise _taken(instance, f"the scene {found}")
-    return all((instance / name).is_file() for name in (IMAGE_NAME, DEPTH_NAME, NORMAL_NAME))
+    files = [instance / name for name in (IMAGE_NAME, DEPTH_NAME, NORMAL_NAME)]
+    return all(file.is_file() and file.stat().st_size > 0 for file in files)
 
 
 def _taken(instance: Path, found: object) -> DatasetError:
@@ -216,14 +215,52 @@ def _taken(instance: Path, found: object) -> DatasetError:
     )
 
 
-def _write(instance: Path, staging: Path, seed: int, index: int, size: tuple[int, int]) -> None:
+def _write_all(
+    root: Path, staging: Path, seed: int, indices: list[int], size: tuple[int, int], num_workers: int | None
+) -> Iterator[int]:
+    """Write scenes, in any order, and yield each one's index."""
+    num_workers = min(num_workers or min(os.cpu_count() or 1, len(indices) // _LEAST_WORK), len(indices))
+    remaining = set(indices)
+    if num_workers > 1:
+        orders = [
+            {"root": str(root), "staging": str(staging), "seed": seed, "indices": part.tolist(), "size": size}
+            for part in np.array_split(indices, num_workers)
+        ]
+        for index in run_workers(f"{__name__}:serve", orders):
+            remaining.discard(index)
+            yield index
+        if remaining:
+            _logger.warning("A worker failed; rendering its %d remaining scenes here.", len(remaining))
+    # What a worker has left undone is done here too, so that whatever stopped it becomes the caller's error.
+    for index in sorted(remaining):
+        _write(root, staging, seed, index, size)
+        yield index
+
+
+def serve() -> None:
+    """Main function of a worker process."""
+    order = take_order()
+    for index in order["indices"]:
+        _write(Path(order["root"]), Path(order["staging"]), order["seed"], index, tuple(order["size"]))
+        report(index)
+
+
+def _write(root: Path, staging: Path, seed: int, index: int, size: tuple[int, int]) -> None:
+    """Write one instance elsewhere and move it into its place."""
+    instance = root / _path_of(index)
     scene = render_scene(seed, index, size)
-    unfinished = staging / instance.name
+    unfinished = staging / f"{index:06d}-{os.getpid()}"
     unfinished.mkdir()
-    write_image(unfinished / IMAGE_NAME, scene.image)
-    write_depth(unfinished / DEPTH_NAME, scene.depth, compression_level=_COMPRESSION_LEVEL)
-    write_normal(unfinished / NORMAL_NAME, scene.normal, compression_level=_COMPRESSION_LEVEL)
-    write_meta(unfinished / META_NAME, {"intrinsics": scene.intrinsics, "depth_unit": 1.0, "scene": scene.metadata})
+    # Through open files, which are not synchronised to the disk one by one: that would take a third of the time, and a
+    # scene that a power failure took can be rendered again.
+    with (unfinished / IMAGE_NAME).open("wb") as file:
+        write_image(file, scene.image, format="jpeg")
+    with (unfinished / DEPTH_NAME).open("wb") as file:
+        write_depth(file, scene.depth, compression_level=_COMPRESSION_LEVEL)
+    with (unfinished / NORMAL_NAME).open("wb") as file:
+        write_normal(file, scene.normal, compression_level=_COMPRESSION_LEVEL)
+    with (unfinished / META_NAME).open("wb") as file:
+        write_meta(file, {"intrinsics": scene.intrinsics, "scene": scene.metadata})
     instance.parent.mkdir(parents=True, exist_ok=True)
     if instance.exists():
         # Ours, with a file missing; a folder cannot be renamed over one that is not empty.

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,7 @@ from moge_core.datasets.sample_scenes import Scene, draw_world, render_sample_sc
 from moge_core.datasets.scenes.materials import PATTERNS, Material
 from moge_core.datasets.scenes.rendering import cast_rays, find_surfaces
 from moge_core.datasets.scenes.shapes import Ball, Polyhedron, Shape, box, house, prism, room
+from moge_core.datasets.scenes.workers import run_workers
 from moge_core.datasets.scenes.world import World
 from moge_core.errors import DatasetError, InputError
 from moge_core.geometry import depth_map_to_normal_map, depth_map_to_point_map
@@ -222,8 +227,54 @@ def test_a_failure_while_writing_leaves_no_unfinished_instance(tmp_path: Path, m
 
     monkeypatch.setattr(sample_scenes, "write_normal", fail)
     with pytest.raises(OSError, match="No space left"):
-        render_sample_scenes(tmp_path, 4, SEED, size=SIZE, num_workers=2)
+        render_sample_scenes(tmp_path, 4, SEED, size=SIZE, num_workers=1)
     assert tree(tmp_path) == {}
+
+
+@pytest.mark.parametrize("order", ["raise SystemExit(3)", "import os; os.kill(os.getpid(), 9)", "take_order()"])
+def test_workers_that_die_leave_their_scenes_to_the_caller(
+    order: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    render_sample_scenes(tmp_path / "whole", 4, SEED, size=SIZE, num_workers=1)
+    monkeypatch.setattr(sample_scenes, "__name__", f"moge_core.datasets.scenes.workers import take_order; {order} #")
+    render_sample_scenes(tmp_path / "saved", 4, SEED, size=SIZE, num_workers=2)
+    assert tree(tmp_path / "saved") == tree(tmp_path / "whole")
+    assert "A worker failed" in caplog.text
+
+
+def test_leaving_early_leaves_no_worker_behind() -> None:
+    numbers = run_workers("tests.datasets.no_such_module:serve", [{"indices": [1]}] * 2)
+    assert list(numbers) == []
+    before = threading.active_count()
+    numbers = run_workers("moge_core.datasets.sample_scenes:serve", [{"indices": []}] * 2)
+    assert list(numbers) == []
+    assert threading.active_count() == before
+
+
+def test_an_interrupted_run_leaves_whole_scenes_and_neither_workers_nor_scraps(tmp_path: Path) -> None:
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        render_sample_scenes(tmp_path, 40, SEED, size=SIZE, num_workers=2, progress=interrupt)
+    assert threading.active_count() == before
+    files = sorted(tree(tmp_path))
+    assert 0 < len(files) < 40 * 4
+    assert len(files) == 4 * len({Path(name).parent for name in files})
+    assert list((tmp_path / ".moge").iterdir()) == []
+
+
+def test_a_script_without_a_main_guard_can_render(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from moge_core.datasets.sample_scenes import render_sample_scenes\n"
+        "print(render_sample_scenes('out', 4, 0, size=(32, 24), num_workers=2))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(sample_scenes.__file__).parents[2])}
+    command = [sys.executable, str(script)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    assert done.stdout == "['outdoor/000001', 'outdoor/000003', 'room/000000', 'room/000002']\n"
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,8 @@ def fractal_noise(u: FloatArray, v: FloatArray, footprint: FloatArray, num_octav
     for octave in range(num_octaves):
         frequency = np.float32(2.17**octave)
         share = np.clip(2 - 2 * frequency * footprint, 0, 1) * np.float32(0.62**octave)
+        if not share.any():
+            break
         total += share * (noise(u * frequency + 13 * octave, v * frequency + 7 * octave) - np.float32(0.5))
     return total
 
