@@ -1,0 +1,89 @@
+"""Where the local loss places its patches: random pixels, drawn so that every piece of surface is equally likely."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from moge_core.errors import InputError
+
+_NUM_TESTS = 64
+
+
+def draw_anchors(
+    gt_points: Tensor,
+    radius_3d: Tensor,
+    radius_2d: int,
+    num_patches: int,
+    generator: torch.Generator | Sequence[torch.Generator] | None,
+) -> Tensor:
+    """Anchor pixels of each instance, drawn with replacement among the pixels with finite truth.
+
+    Args:
+        gt_points: (B, H, W, 3), NaN or infinite where unknown.
+        radius_3d: (B, H, W) reach of a patch around each pixel, in the unit of the points.
+        radius_2d: half the side of a patch's square in pixels.
+        num_patches: anchors per instance.
+        generator: one that serves all instances in turn, one per instance, or None for torch's own. An instance's
+            anchors depend on its own content and its generator's state only, on whichever device the points are.
+
+    Returns:
+        (B, num_patches, 2) int64 rows and columns; pixel (0, 0), which is then unknown, where an instance has no truth.
+    """
+    batch_size, _, width = radius_3d.shape
+    if generator is None or isinstance(generator, torch.Generator):
+        generators: Sequence[torch.Generator | None] = [generator] * batch_size
+    elif len(generator) != batch_size:
+        raise InputError("generator", f"must be one, or one for each of {batch_size} instances", found=len(generator))
+    else:
+        generators = generator
+    anchors = []
+    with torch.no_grad():
+        for points, radius, source in zip(gt_points, radius_3d, generators, strict=True):
+            weights = anchor_weights(points, radius, radius_2d, source)
+            pixels = _draw(weights.flatten(), num_patches, source)
+            anchors.append(torch.stack([pixels // width, pixels % width], dim=-1))
+    return torch.stack(anchors) if anchors else torch.zeros(0, num_patches, 2, dtype=torch.long)
+
+
+def anchor_weights(points: Tensor, radius_3d: Tensor, radius_2d: int, generator: torch.Generator | None) -> Tensor:
+    """Sampling weights (H, W): 1 / max(1, n), where n of 64 random test pixels in a pixel's square are its patch's.
+
+    Pixels on distant or slanted surface have few neighbours in reach and weigh more. The offsets of the tests are
+    shared by all pixels: each pixel's expectation is the same as with offsets of its own, at a small part of the cost.
+
+    Args:
+        points: (H, W, 3), NaN or infinite where unknown, which weighs 0.
+        radius_3d: (H, W).
+    """
+    height, width = radius_3d.shape
+    planes = points.permute(2, 0, 1).contiguous()
+    reach = radius_3d.square()
+    size = (_NUM_TESTS, 2)
+    offsets = torch.randint(-radius_2d, radius_2d + 1, size, generator=generator, device=_device(generator, points))
+    hits = torch.zeros_like(radius_3d)
+    for di, dj in offsets.tolist():
+        if abs(di) >= height or abs(dj) >= width:
+            continue  # outside the image for every pixel
+        here = (slice(max(0, -di), height - max(0, di)), slice(max(0, -dj), width - max(0, dj)))
+        there = (slice(max(0, di), height - max(0, -di)), slice(max(0, dj), width - max(0, -dj)))
+        distance = (planes[:, *there] - planes[:, *here]).square_().sum(0)
+        hits[here] += distance <= reach[here]  # false wherever NaN or infinity is involved
+    known = points.isfinite().all(-1)
+    return torch.where(known, 1 / hits.clamp(min=1), 0)
+
+
+def _draw(weights: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
+    """Indices (count,) with replacement and probability proportional to the weights (N,), by inverting their sum."""
+    cumulative = weights.double().cumsum(0)
+    total = cumulative[-1:]
+    uniform = torch.rand(count, generator=generator, device=_device(generator, weights), dtype=torch.float64)
+    drawn = torch.searchsorted(cumulative, uniform.to(weights.device) * total, right=True)
+    # Rounding may carry a draw to the very end; the last index of positive weight is where the sum reaches its total.
+    return torch.minimum(drawn, torch.searchsorted(cumulative, total))
+
+
+def _device(generator: torch.Generator | None, like: Tensor) -> torch.device:
+    return like.device if generator is None else generator.device
