@@ -22,6 +22,9 @@ from moge_core.models.blocks import (
 from moge_core.models.config import PATCH_SIZE, ModelConfigV1, layer_indices
 from moge_core.models.dinov2 import DinoVisionTransformer
 
+_RAW_DEPTH_OF_ONE = {"exp": 0.0, "sinh_exp": 0.0, "sinh": math.asinh(1.0), "linear": 1.0}
+_RANDOM_SHARE = 0.1
+
 
 class MoGeModelV1(MoGeModel):
     """The first MoGe model. `forward` returns `points` (B, H, W, 3) and a raw `mask` (B, H, W)."""
@@ -82,6 +85,7 @@ class Head(nn.Module):
             for dim, dim_next in pairwise(dims)
         )
         self.output_block = nn.ModuleList(_output_block(dims[-1] + 2, dim_out, config) for dim_out in (3, 1))
+        _begin_with_a_frontal_plane(self.output_block[0], config.remap_output)
 
     def forward(self, features: list[Tensor], size: tuple[int, int]) -> list[Tensor]:
         """Raw points (B, 3, h, w) and mask (B, 1, h, w) at `size` (h, w), from features (B, C, rows, columns).
@@ -114,3 +118,30 @@ def _output_block(dim_in: int, dim_out: int, config: ModelConfigV1) -> nn.Sequen
         nn.ReLU(inplace=True),
         nn.Conv2d(channels, dim_out, kernel_size=size, padding=size // 2, padding_mode=padding_mode),
     )
+
+
+@torch.no_grad()
+def _begin_with_a_frontal_plane(points_block: nn.Module, remap: str) -> None:
+    """Make a new model's first prediction the plane z = 1 seen by a camera, plus a little of the random rest. Ours.
+
+    The losses give an instance no gradient while its best scale is negative, and a random map is mirrored as often as
+    not: trained from scratch, a model can settle there for good. A plane is never mirrored.
+    """
+    assert isinstance(points_block, nn.Sequential)
+    first, last = points_block[0], points_block[-1]
+    assert isinstance(first, nn.Conv2d) and isinstance(last, nn.Conv2d)
+    assert first.bias is not None and last.bias is not None
+    if first.out_channels < 4:
+        return
+    centre = last.kernel_size[0] // 2
+    last.weight.mul_(_RANDOM_SHARE)
+    last.bias.zero_()
+    last.bias[2] = _RAW_DEPTH_OF_ONE[remap]
+    # The two last inputs are the view-plane coordinates; a ReLU lies between, so each sign takes a channel.
+    for axis in (0, 1):
+        for channel, sign in ((2 * axis, 1.0), (2 * axis + 1, -1.0)):
+            first.weight[channel] = 0
+            first.weight[channel, axis - 2, 1, 1] = sign
+            first.bias[channel] = 0
+            last.weight[:, channel] = 0
+            last.weight[axis, channel, centre, centre] = sign
