@@ -15,8 +15,8 @@ from moge_core.errors import MoGeError
 from moge_core.training.config import load_train_config
 from moge_core.training.flags import OPTIONS, resolve_flags
 from moge_core.training.preflight import check_training_inputs
-from moge_core.training.tracking import Observer
-from moge_core.training.workspace import ExitCode, Workspace
+from moge_core.training.tracking import Observer, Observers
+from moge_core.training.workspace import ExitCode, RunStatus, Workspace
 
 logger = logging.getLogger("moge_core.training")
 
@@ -64,5 +64,7 @@ def main(argv: Sequence[str] | None = None, observers: Sequence[Observer] = ()) 
         error.show()
         return int(ExitCode.REFUSED)
     except MoGeError as error:
+        # Refused before there was a run: nobody else tells the observers why.
+        Observers(observers).on_end(RunStatus("failed", str(error), -1, 0, resumable=False))
         print(f"error: {error}", file=sys.stderr, flush=True)
         return int(ExitCode.REFUSED)

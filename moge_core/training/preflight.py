@@ -60,6 +60,12 @@ def check_training_inputs(config: TrainConfig) -> list[DatasetIdentity]:
                 fix=f"Run `moge validate {path}` to see what is wrong with its instances.",
             )
         identities.append(
-            DatasetIdentity(dataset.name, path, index_path, index_digest(path, dataset.index), len(instances))
+            DatasetIdentity(
+                dataset.name,
+                path,
+                index_path,
+                index_digest(path, dataset.index, depth_name=dataset.depth),
+                len(instances),
+            )
         )
     return identities

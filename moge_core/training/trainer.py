@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import signal
 import time
 from collections.abc import Mapping, Sequence
@@ -341,8 +342,10 @@ class Trainer:
             write_json(self.workspace.config_path, self.config.raw)
             parameters = {name: str(value) for name, value in asdict(self.flags).items()}
             parameters |= {"batch_size_total": str(self.global_batch), "config_digest": self.config.digest()}
-            parameters |= {f"dataset.{d.name}.digest": d.digest for d in self.datasets}
-            parameters |= {f"dataset.{d.name}.instances": str(d.num_instances) for d in self.datasets}
+            for dataset in self.datasets:
+                name = re.sub(r"[^\w .:/-]", "_", dataset.name)  # what MLflow accepts in a parameter's name
+                parameters[f"dataset.{name}.digest"] = dataset.digest
+                parameters[f"dataset.{name}.instances"] = str(dataset.num_instances)
             self.observers.on_start(self.workspace.path, parameters)
             self._report("running", "training", self.first_step - 1, resumable=True)
 
