@@ -1,0 +1,1 @@
+"""Raw folders and the lists of their instances."""

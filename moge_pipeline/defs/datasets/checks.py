@@ -1,0 +1,85 @@
+"""Checks of an index, made in the same run as the index and blocking what is downstream of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+if TYPE_CHECKING:
+    from moge_core.datasets import Finding, IndexReport
+
+CHECKS: Mapping[str, tuple[str, frozenset[str]]] = {
+    "files_present": (
+        "Every listed instance is there once, with its image, depth map and meta.json.",
+        frozenset({"files-present", "inside-root", "listable-path", "folder-readable", "listed-once"}),
+    ),
+    "sizes_agree": ("Image and depth map of an instance have the same width and height.", frozenset({"sizes-agree"})),
+    "depth_decodable": (
+        "Images and depth maps can be decoded, and a depth map knows at least one depth.",
+        frozenset({"depth-decodable", "depth-known", "image-decodable"}),
+    ),
+    "intrinsics_normalised": (
+        "meta.json holds intrinsics relative to the image's size.",
+        frozenset({"intrinsics-normalised", "meta-readable"}),
+    ),
+}
+"""Check name: what it promises, and the rules of `moge_core.datasets` that it covers."""
+
+
+def index_check_specs(index_key: dg.AssetKey) -> list[dg.AssetCheckSpec]:
+    """The checks that an index asset carries."""
+    return [
+        dg.AssetCheckSpec(name, asset=index_key, blocking=True, description=promise)
+        for name, (promise, _) in CHECKS.items()
+    ]
+
+
+def check_results(reports: Sequence[IndexReport]) -> list[dg.AssetCheckResult]:
+    """Result of each check over all lists of a dataset.
+
+    A broken instance that a list names would reach training, so its error blocks; one that indexing has left out, and
+    a warning, are told without blocking.
+    """
+    return [_result(name, rules, reports) for name, (_, rules) in CHECKS.items()]
+
+
+def findings_table(findings: Iterable[Finding], limit: int = 200) -> dg.TableMetadataValue:
+    """The first findings as a table of the UI."""
+    rows = [
+        {
+            "instance": finding.instance,
+            "severity": finding.severity,
+            "rule": finding.rule,
+            "evidence": finding.evidence,
+            "fix": finding.fix,
+        }
+        for finding, _ in zip(findings, range(limit), strict=False)
+    ]
+    columns = [dg.TableColumn(name) for name in ("instance", "severity", "rule", "evidence", "fix")]
+    return dg.MetadataValue.table([dg.TableRecord(row) for row in rows], schema=dg.TableSchema(columns=columns))
+
+
+def _result(name: str, rules: frozenset[str], reports: Sequence[IndexReport]) -> dg.AssetCheckResult:
+    found, blocking = [], 0
+    for report in reports:
+        listed = set(report.instances)
+        for finding in report.findings:
+            if finding.rule in rules:
+                found.append(finding)
+                blocking += finding.severity == "error" and finding.instance in listed
+    left_out = sum(finding.severity == "error" for finding in found) - blocking
+    warnings = len(found) - blocking - left_out
+    told = {
+        f"{blocking} in listed instances": blocking,
+        f"{left_out} in instances left out": left_out,
+        f"{warnings} warnings": warnings,
+    }
+    return dg.AssetCheckResult(
+        check_name=name,
+        passed=not found,
+        severity=dg.AssetCheckSeverity.ERROR if blocking else dg.AssetCheckSeverity.WARN,
+        description=", ".join(text for text, count in told.items() if count) or None,
+        metadata={"findings": findings_table(found)} if found else {},
+    )

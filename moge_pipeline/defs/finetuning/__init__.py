@@ -1,0 +1,1 @@
+"""Finetunings, their bases and schedules."""

@@ -1,0 +1,1 @@
+"""Reports by which a person judges a dataset."""

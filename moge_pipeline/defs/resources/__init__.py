@@ -1,0 +1,1 @@
+"""What assets use: launchers of processes, tracking of runs."""

@@ -1,0 +1,1 @@
+"""Trainings and what surrounds a launched one."""

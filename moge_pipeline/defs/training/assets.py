@@ -1,0 +1,49 @@
+"""`train_<stem>` for each `configs/train/<stem>.json`."""
+
+from typing import Any
+
+import dagster as dg
+
+from moge_pipeline.catalog import Catalog, TrainingEntry
+from moge_pipeline.defs.errors import usable
+from moge_pipeline.defs.training.execution import run_training
+from moge_pipeline.defs.training.run_config import TrainingRunConfig
+
+
+def training_asset(entry: TrainingEntry, catalog: Catalog) -> dg.AssetsDefinition:
+    """The asset of one training configuration, downstream of exactly the indexes that it reads."""
+
+    @dg.asset(
+        name=entry.asset_name,
+        deps=[dg.AssetKey(["index", slug]) for slug in entry.datasets],
+        group_name="training",
+        kinds={"pytorch", "mlflow"},
+        pool="gpu",
+        description=_description(entry),
+    )
+    def train(
+        context: dg.AssetExecutionContext,
+        config: TrainingRunConfig,
+        launcher: dg.ResourceParam[Any],
+        mlflow: dg.ResourceParam[Any],
+    ) -> dg.MaterializeResult[Any]:
+        train_config = usable(entry.config, entry.error)
+        return run_training(context, config, train_config, catalog, launcher, mlflow)
+
+    return train
+
+
+def problem(error: Exception | None) -> str:
+    """How a description shows that a configuration cannot be used."""
+    return f"**This configuration cannot be used.** {error}" if error is not None else ""
+
+
+def _description(entry: TrainingEntry) -> str:
+    lines = [problem(entry.error)]
+    if entry.config is not None:
+        lines.append(
+            f"MoGe {entry.config.model_version} ({entry.config.model.get('encoder', 'custom encoder')}) trained as"
+            f" `configs/train/{entry.source.name}` says. Each run has a folder `workspace/{entry.asset_name}/<n>`"
+            " with its checkpoints, metrics and pictures; an unfinished run is continued unless `resume` says no."
+        )
+    return "\n\n".join(filter(None, lines))

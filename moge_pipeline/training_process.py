@@ -1,0 +1,74 @@
+"""The training command as Dagster launches it: `moge_core.training`, with its progress reported through Pipes."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dagster_pipes import PipesContext, open_dagster_pipes
+
+from moge_core.training import RunStatus, main
+from moge_pipeline.process_guard import die_with_parent
+
+SECONDS_BETWEEN_LOGS = 5.0
+ENDING = "training_ended"
+"""Key of the message that carries the trainer's last status."""
+
+
+class PipesObserver:
+    """Tells Dagster how the training goes: log lines on the way, and metadata of the materialization at its end."""
+
+    def __init__(self, pipes: PipesContext) -> None:
+        self._pipes = pipes
+        self._metrics: dict[str, float] = {}
+        self._last_log = -math.inf
+        self._has_ended = False
+
+    def on_start(self, workspace: Path, parameters: Mapping[str, Any]) -> None:
+        """Say where the training leaves its files."""
+        self._pipes.log.info(f"Training in {workspace}")
+
+    def on_log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """One log line every few seconds at most: each is an event in Dagster's database."""
+        self._metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        if time.monotonic() - self._last_log >= SECONDS_BETWEEN_LOGS:
+            self._last_log = time.monotonic()
+            self._pipes.log.info(
+                f"Step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in self._metrics.items())
+            )
+
+    def on_checkpoint(self, step: int, path: Path) -> None:
+        """Say that a checkpoint is complete."""
+        self._pipes.log.info(f"Saved {path}")
+
+    def on_end(self, status: RunStatus) -> None:
+        """Report how the training ended; of several endings the first is the cause."""
+        if self._has_ended:
+            return
+        self._has_ended = True
+        self._pipes.log.info(f"Training {status.state} after step {status.step}: {status.reason}")
+        self._pipes.report_custom_message({ENDING: asdict(status)})
+        if status.state == "finished":
+            metrics = {
+                name.replace(".", "/"): {"raw_value": value, "type": "float"} for name, value in self._metrics.items()
+            }
+            self._pipes.report_asset_materialization(metadata=metrics)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Train with the flags `argv`; only rank 0 talks to Dagster."""
+    die_with_parent()
+    if os.environ.get("RANK", "0") != "0":
+        return main(argv)
+    with open_dagster_pipes() as pipes:
+        return main(argv, observers=[PipesObserver(pipes)])
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))
