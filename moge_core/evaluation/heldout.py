@@ -21,7 +21,7 @@ from moge_core.models import MoGeModel
 Array = npt.NDArray[Any]
 Progress = Callable[[int, int], None]
 
-_MEAN_SIZE = (64, 64)
+_MEAN_SIZE = (96, 96)
 _REFINEMENTS = 5
 
 
@@ -118,7 +118,7 @@ def _instances(dataset_dir: Path, index_name: str) -> Iterator[tuple[Array, Arra
 
 def _resized(points: Array, size: tuple[int, int]) -> Array:
     """Nearest resize to (width, height): unknown points stay unknown instead of bleeding."""
-    resized: Array = cv2.resize(points, size, interpolation=cv2.INTER_NEAREST)
+    resized: Array = cv2.resize(points, size, interpolation=cv2.INTER_NEAREST_EXACT)
     return resized
 
 

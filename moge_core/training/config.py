@@ -73,6 +73,10 @@ class RunFlags(StrictModel):
     enable_gradient_checkpointing: bool | None = Field(
         None, description="Recompute activations in the backward pass to save memory (default true)."
     )
+    num_workers: Annotated[int, Field(ge=0)] | None = Field(
+        None,
+        description="Loader processes of each training process; 0 loads in the training itself (default: by cores).",
+    )
 
     def as_argv(self) -> list[str]:
         """The flags that are set, for the training command; `num_processes` belongs to `accelerate launch`."""

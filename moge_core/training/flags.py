@@ -32,7 +32,7 @@ class TrainFlags:
     enable_mlflow: bool = True
     seed: int = 0
     init: str = "hub"
-    num_workers: str = "auto"
+    num_workers: int | None = None
     accept_index_change: bool = False
 
 
@@ -83,7 +83,7 @@ OPTIONS = [
     _option("num_vis_images", click.IntRange(1), _described("num_vis_images")),
     _option("enable_mlflow", click.BOOL, "Log to MLflow beside metrics.jsonl (default true)."),
     _option("seed", click.IntRange(0), _described("seed")),
-    _option("num_workers", str, "Loader processes: a number, or `auto` (default)."),
+    _option("num_workers", click.IntRange(0), _described("num_workers")),
     _option(
         "accept_index_change",
         click.BOOL,

@@ -101,6 +101,12 @@ def default_tracking_uri(root: Path) -> str:
     return f"sqlite:///{root.resolve()}/mlflow.db"
 
 
+def fail_fast() -> None:
+    """Let a store that is down cost seconds, not MLflow's default of minutes; to be called before its import."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+
+
 class MLflowTracker:
     """Metrics, parameters and tags in MLflow.
 
@@ -109,12 +115,9 @@ class MLflowTracker:
     """
 
     def __init__(self, tags: Mapping[str, str], experiment: str = "moge") -> None:
-        # A server that is down must cost seconds, not MLflow's default of minutes of retries.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        fail_fast()
         import mlflow
 
-        self._mlflow = mlflow
         uri = os.environ.get("MLFLOW_TRACKING_URI") or default_tracking_uri(Path.cwd())
         self._client = mlflow.MlflowClient(tracking_uri=uri)
         self._joined = os.environ.get("MLFLOW_RUN_ID")

@@ -111,7 +111,7 @@ class Trainer:
             accumulation=flags.gradient_accumulation_steps,
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
-            num_workers="auto" if flags.num_workers == "auto" else int(flags.num_workers),
+            num_workers="auto" if flags.num_workers is None else flags.num_workers,
             normals_for=labels_with_normals(config.loss),
         )
         self.loader.load_state_dict({**self.loader.state_dict(), "step": self.first_step})

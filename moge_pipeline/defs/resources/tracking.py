@@ -117,9 +117,9 @@ class MlflowTracking:
     def _join(
         self, run: TrackedRun, context: dg.AssetExecutionContext, name: str, opened: contextlib.ExitStack
     ) -> None:
-        # A store that goes down later must cost seconds, not MLflow's minutes of retries.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        from moge_core.training.tracking import fail_fast
+
+        fail_fast()
         import mlflow
 
         with warnings.catch_warnings():
