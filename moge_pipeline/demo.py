@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from moge_core.datasets import read_index
+from moge_core.datasets.parallel import num_cores
 from moge_core.errors import MissingIndexError
 from moge_core.training import Workspace, load_train_config
+from moge_pipeline.defs.training.execution import has_gpu
 
 TRAIN_DATA = Path("data/sample")
 HELDOUT_DATA = Path("data/sample_heldout")
@@ -23,6 +25,7 @@ CONFIG = Path("configs/train/sample.json")
 TRAINING_ROOT = Path("workspace/train_sample")
 QUALITY_ROOT = Path("workspace/quality/sample")
 SELECTION = "+train_sample,quality/sample"
+MATERIALIZE = ["-m", "dagster", "asset", "materialize", "-m", "moge_pipeline.definitions"]
 AIM = 0.85
 """The model's score over the best constant's: at most this much, or the demo has failed."""
 
@@ -32,7 +35,7 @@ def main() -> int:
     _make_scenes()
     workspace = _finished_training()
     if workspace is None or not any(QUALITY_ROOT.rglob("*.ply")):
-        _run(["-m", "dagster", "asset", "materialize", "-m", "moge_pipeline.definitions", "--select", SELECTION])
+        _run([*MATERIALIZE, "--select", SELECTION, "--config-json", json.dumps(_run_config())])
         workspace = _finished_training()
         assert workspace is not None, "a materialization that succeeded leaves a finished training"
     else:
@@ -65,6 +68,16 @@ def _finished_training() -> Workspace | None:
         if status and status.state == "finished" and checkpoint and checkpoint.manifest["config_digest"] == digest:
             return workspace
     return None
+
+
+def _run_config() -> dict[str, Any]:
+    """Without a GPU two processes of one thread train almost twice as fast as one of two; the batch stays the same."""
+    if has_gpu() or num_cores() < 2:
+        return {}
+    batch_size = load_train_config(CONFIG).run.batch_size_forward
+    assert batch_size is not None
+    flags = {"num_processes": 2, "batch_size_forward": batch_size // 2, "num_workers": 0}
+    return {"ops": {"train_sample": {"config": flags}}}
 
 
 def _score(workspace: Workspace) -> dict[str, float]:

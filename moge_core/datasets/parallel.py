@@ -17,12 +17,17 @@ _MAX_WORKERS = 16
 _BATCH = 2048
 
 
+def num_cores() -> int:
+    """Cores that this process may use, where the system can say."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def parallel_map(work: Callable[[T], R], items: Sequence[T], progress: Progress | None = None) -> Iterator[R]:
     """Results of `work` for each item, in the order of the items.
 
     An exception of `work` reaches the caller at its item; nothing further is started then.
     """
-    workers = max(1, min(_MAX_WORKERS, os.cpu_count() or 1, len(items)))
+    workers = max(1, min(_MAX_WORKERS, num_cores(), len(items)))
     done = 0
     with ThreadPoolExecutor(workers, thread_name_prefix="moge-datasets") as pool:
         # In batches, so that millions of instances are not all queued at once.

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moge_core.datasets.layout import DEPTH_NAME, IMAGE_NAME, META_NAME, STATE_DIR, Progress
+from moge_core.datasets.parallel import num_cores
 from moge_core.datasets.scenes.outdoors import draw_outdoor
 from moge_core.datasets.scenes.rendering import cast_rays, find_surfaces, rotate, unseen
 from moge_core.datasets.scenes.rooms import draw_room
@@ -219,7 +220,7 @@ def _write_all(
     root: Path, staging: Path, seed: int, indices: list[int], size: tuple[int, int], num_workers: int | None
 ) -> Iterator[int]:
     """Write scenes, in any order, and yield each one's index."""
-    num_workers = min(num_workers or min(os.cpu_count() or 1, len(indices) // _LEAST_WORK), len(indices))
+    num_workers = min(num_workers or min(num_cores(), len(indices) // _LEAST_WORK), len(indices))
     remaining = set(indices)
     if num_workers > 1:
         orders = [

@@ -19,6 +19,7 @@ import torch
 
 from moge_core.configuration import parse_as
 from moge_core.datasets import read_index
+from moge_core.datasets.parallel import num_cores
 from moge_core.errors import InputError
 from moge_core.loading.batch import LoadedBatch, load_batch
 from moge_core.loading.config import DataConfig
@@ -201,18 +202,11 @@ def _resolve_num_workers(num_workers: int | Literal["auto"], world_size: int) ->
     if num_workers == "auto":
         # torchrun and accelerate say how many ranks share this machine.
         num_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
-        cores = _num_cores() // num_ranks
+        cores = num_cores() // num_ranks
         return min(cores - 1, MAX_AUTO_WORKERS) if cores > 2 else 0
     if not isinstance(num_workers, int) or num_workers < 0:
         raise InputError("num_workers", "must be `auto` or a number of processes", found=num_workers)
     return num_workers
-
-
-def _num_cores() -> int:
-    """Cores that this process may use, where the system can say."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _plans_from(sampler: Sampler, layout: BatchLayout, step: int, micro_batch: int) -> Iterator[BatchPlan]:

@@ -5,6 +5,8 @@ Names of modules and parameters are those of the published weights, so that thei
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,6 +16,9 @@ from moge_core.models.config import ENCODERS, PATCH_SIZE
 
 TABLE_SIDE = 37
 """The position table was trained for 37 x 37 patches (518 px)."""
+
+SCRATCH_LAYER_SCALE = 0.2
+SCRATCH_POSITION_SIZE = 0.5
 
 
 class DinoVisionTransformer(nn.Module):
@@ -41,8 +46,30 @@ class DinoVisionTransformer(nn.Module):
         self.norm = nn.LayerNorm(shape.dim, eps=1e-6)
         self.reset_parameters()
 
+    def begin_from_scratch(self) -> None:
+        """New random weights that learn quickly without pretraining; ours.
+
+        Blocks begin near the identity, and positions as smooth waves: a random table, resized from 37 x 37 to a few
+        patches, would tell no position from another.
+        """
+        self.reset_parameters()
+        for block in self.blocks:
+            for scale in (block.ls1, block.ls2):
+                nn.init.constant_(scale.gamma, SCRATCH_LAYER_SCALE)
+        num_waves = self.dim // 4
+        # From a quarter of a period across the table to eight quarters.
+        frequencies = math.pi / 2 * torch.logspace(0, math.log10(8), num_waves)
+        centres = (torch.arange(TABLE_SIDE) + 0.5) / TABLE_SIDE * 2 - 1
+        phases = centres[:, None] * frequencies
+        waves = torch.cat([phases.sin(), phases.cos()], dim=1)
+        across = waves[None].expand(TABLE_SIDE, -1, -1)
+        down = waves[:, None].expand(-1, TABLE_SIDE, -1)
+        with torch.no_grad():
+            table = torch.cat([across, down], dim=2).flatten(0, 1)
+            self.pos_embed[0, 1:, : table.shape[1]] = SCRATCH_POSITION_SIZE * table
+
     def reset_parameters(self) -> None:
-        """Draw all weights anew, in a way that trains from scratch."""
+        """Draw all weights anew, as DINOv2 does before its pretraining."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.trunc_normal_(module.weight, std=0.02)

@@ -35,7 +35,7 @@ def init_backbone(model: MoGeModel, init: str | Path) -> None:
         CheckpointError: the file is damaged or holds other weights than this encoder's.
     """
     if str(init) == "random":
-        model.dinov2.reset_parameters()
+        model.dinov2.begin_from_scratch()
         return
     name = model.dinov2.name
     path = _fetch(name) if str(init) == "hub" else Path(init).expanduser()

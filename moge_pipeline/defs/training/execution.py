@@ -11,6 +11,7 @@ from typing import Any
 
 import dagster as dg
 
+from moge_core.datasets.parallel import num_cores
 from moge_core.training import (
     CheckpointInfo,
     DatasetIdentity,
@@ -97,7 +98,7 @@ def run_training(
 def launch_command(flags: RunFlags, workspace: Workspace, checkpoint: str | None) -> list[str]:
     """`accelerate launch` of the training, every choice spelled out so that accelerate neither asks nor warns."""
     num_processes = flags.num_processes or 1
-    num_threads = max(1, len(os.sched_getaffinity(0)) // num_processes) if hasattr(os, "sched_getaffinity") else 1
+    num_threads = max(1, num_cores() // num_processes)
     accelerate = {
         "--num_processes": num_processes,
         "--num_machines": 1,

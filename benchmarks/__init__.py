@@ -1,0 +1,1 @@
+"""Measures, never asserts. `make bench` prints tables of ratios; run nothing else on the machine meanwhile."""
