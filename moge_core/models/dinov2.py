@@ -53,9 +53,9 @@ class DinoVisionTransformer(nn.Module):
         patches, would tell no position from another.
         """
         self.reset_parameters()
-        for block in self.blocks:
-            for scale in (block.ls1, block.ls2):
-                nn.init.constant_(scale.gamma, SCRATCH_LAYER_SCALE)
+        for module in self.modules():
+            if isinstance(module, LayerScale):
+                nn.init.constant_(module.gamma, SCRATCH_LAYER_SCALE)
         num_waves = self.dim // 4
         # From a quarter of a period across the table to eight quarters.
         frequencies = math.pi / 2 * torch.logspace(0, math.log10(8), num_waves)
