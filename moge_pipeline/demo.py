@@ -20,7 +20,8 @@ from moge_pipeline.defs.training.execution import has_gpu
 
 TRAIN_DATA = Path("data/sample")
 HELDOUT_DATA = Path("data/sample_heldout")
-SCENES = {TRAIN_DATA: (400, 1), HELDOUT_DATA: (32, 2)}
+# Number, seed and size: many small scenes teach more in a minute than few large ones.
+SCENES = {TRAIN_DATA: (2400, 1, "200x150"), HELDOUT_DATA: (32, 2, "320x240")}
 CONFIG = Path("configs/train/sample.json")
 TRAINING_ROOT = Path("workspace/train_sample")
 QUALITY_ROOT = Path("workspace/quality/sample")
@@ -46,7 +47,7 @@ def main() -> int:
 
 
 def _make_scenes() -> None:
-    for folder, (count, seed) in SCENES.items():
+    for folder, (count, seed, size) in SCENES.items():
         try:
             have = len(read_index(folder))
         except MissingIndexError:
@@ -54,7 +55,8 @@ def _make_scenes() -> None:
         if have == count:
             print(f"{folder}: {count} scenes are there already")
             continue
-        _run(["-m", "moge_core.cli", "sample-scenes", str(folder), "--count", str(count), "--seed", str(seed)])
+        flags = ["--count", str(count), "--seed", str(seed), "--size", size]
+        _run(["-m", "moge_core.cli", "sample-scenes", str(folder), *flags])
         if folder == HELDOUT_DATA:  # the other is indexed by its asset
             _run(["-m", "moge_core.cli", "index", str(folder)])
 

@@ -66,9 +66,14 @@ def draw_outdoor(rng: np.random.Generator) -> World:
     sun = np.array([math.cos(turn) * math.cos(rise), math.sin(turn) * math.cos(rise), math.sin(rise)], np.float32)
     bright = rng.uniform(1.4, 2.6)
     lights = [Light((bright, bright * 0.93, bright * 0.8), direction=sun)]
-    sky = Sky(zenith, horizon, sun, rng.uniform(0.1, 0.8), draw_offset(rng), haze_length=rng.uniform(70, 260))
+    sky = Sky(zenith, horizon, sun, rng.uniform(0.1, 0.8), draw_offset(rng), haze_length=draw_haze_length(rng))
     dim = rng.uniform(0.45, 0.8)
     return World("outdoor", shapes, lights, sky, camera, (0.85 * dim, 0.93 * dim, dim), draw_framing(rng))
+
+
+def draw_haze_length(rng: np.random.Generator) -> float:
+    """Metres, from mist to a slightly hazy day: the paling of what is far is the plainest sign of distance there is."""
+    return float(np.exp(rng.uniform(math.log(14), math.log(70))))
 
 
 def _draw_ground(rng: np.random.Generator, kind: str, extent: float, yaw: float) -> Shape:

@@ -76,11 +76,12 @@ def draw_room(rng: np.random.Generator) -> World:
 
     lamp_x, lamp_y = rng.uniform(0.25, 0.75, 2) * [size[0] * (0.5 if attic else 1.0), size[1]]
     lamp = np.array([lamp_x, lamp_y, _headroom(size, attic, lamp_x) - 0.4], np.float32)
-    warmth, power = rng.uniform(0.65, 1.0), rng.uniform(4.0, 9.0) * size[2] ** 2 / 6
+    warmth, power = rng.uniform(0.65, 1.0), rng.uniform(0.6, 2.0) * size[2] ** 2 / 6
+    flash = rng.uniform(4.0, 8.0)
     lights = [
         Light((power, power * (0.8 + 0.2 * warmth), power * warmth), position=lamp),
-        # A weak light at the camera: what is near is brighter, as in a flash photograph.
-        Light((0.9, 0.9, 0.9), position=camera.position, casts_shadows=False),
+        # A light at the camera: what is near is brighter, as in a flash photograph.
+        Light((flash, flash, flash), position=camera.position, casts_shadows=False),
     ]
     if has_window:
         lights.append(Light((2.6, 2.4, 2.0), direction=sun))
@@ -88,7 +89,7 @@ def draw_room(rng: np.random.Generator) -> World:
     shapes.append(Ball(lamp + np.array([0, 0, 0.2], np.float32), 0.12, bulb))
     # Brighter than the sky of an outdoor scene: the picture is exposed for the room.
     sky = Sky((0.55, 1.0, 1.87), (1.65, 1.8, 1.98), sun, rng.uniform(0.2, 0.7), draw_offset(rng), haze_length=1e6)
-    dim = rng.uniform(0.18, 0.4)
+    dim = rng.uniform(0.06, 0.16)
     return World("room", shapes, lights, sky, camera, (dim, dim, 0.95 * dim), draw_framing(rng))
 
 
