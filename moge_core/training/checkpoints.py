@@ -17,6 +17,7 @@ from typing import IO, Any
 import torch
 
 from moge_core import __version__
+from moge_core.configuration import load_json
 from moge_core.errors import CheckpointError, WorkspaceError
 from moge_core.io.files import atomic_open
 from moge_core.models.weights import read_tensors
@@ -75,6 +76,8 @@ def save_checkpoint(workspace: Workspace, state: TrainingState, lineage: Mapping
         contents[f"{name}_ema.pt"] = {"model_config": model_config, "model": state.ema}
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        # A step that is saved again is incomplete until its new manifest stands.
+        (folder / f"{name}.json").unlink(missing_ok=True)
         files = {file_name: _save(folder / file_name, values) for file_name, values in contents.items()}
         manifest = {
             "step": state.step,
@@ -116,9 +119,12 @@ def load_training_state(workspace: Workspace, checkpoint: str) -> TrainingState 
     return _load_single_file(Path(which))
 
 
-def parent_of(path: Path, step: int) -> dict[str, Any]:
-    """How a checkpoint's manifest names the file that the training began with."""
-    return {"path": str(path.resolve()), "sha256": file_digest(path), "step": step}
+def parent_of(path: Path) -> dict[str, Any]:
+    """How a checkpoint's manifest names the file that the training began with; its step where a manifest tells it."""
+    path = path.resolve()
+    manifest = path.with_name(path.name[:8] + ".json")
+    step = load_json(manifest).get("step") if path.name[:8].isdigit() and manifest.is_file() else None
+    return {"path": str(path), "sha256": file_digest(path), "step": step}
 
 
 def file_digest(path: Path) -> str:

@@ -28,8 +28,11 @@ def run_training(given: dict[str, Any], observers: Sequence[Observer] = ()) -> E
         given: flags as the command line gives them; None means unset.
         observers: hear of progress, on rank 0.
 
+    Returns:
+        how it ended.
+
     Raises:
-        MoGeError: the run cannot start or go on.
+        MoGeError: the run cannot start.
     """
     config = load_train_config(given["config"])
     flags = resolve_flags(given, config)
@@ -39,7 +42,12 @@ def run_training(given: dict[str, Any], observers: Sequence[Observer] = ()) -> E
             stack.enter_context(Workspace(flags.workspace).lock())
         from moge_core.training.trainer import Trainer
 
-        status = Trainer(config, flags, datasets, observers).train()
+        trainer = Trainer(config, flags, datasets, observers)
+        try:
+            status = trainer.train()
+        except MoGeError as error:  # the trainer has told its observers
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            return ExitCode.FAILED
     return ExitCode.INTERRUPTED if status.state == "interrupted" else ExitCode.FINISHED
 
 

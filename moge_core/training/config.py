@@ -21,8 +21,21 @@ from moge_core.training.torch_names import (
     LAMBDA_SCHEDULERS,
     NESTED_SCHEDULERS,
     OPTIMIZER_PARAMETERS,
+    REQUIRED_SCHEDULER_PARAMETERS,
     SCHEDULER_PARAMETERS,
 )
+
+LOSS_OUTPUTS: Mapping[str, str] = {
+    "affine_invariant_global_loss": "points",
+    "affine_invariant_local_loss": "points",
+    "normal_loss": "points",
+    "edge_loss": "points",
+    "mask_l2_loss": "mask",
+    "mask_bce_loss": "mask",
+    "metric_scale_loss": "metric_scale",
+    "normal_map_loss": "normal",
+}
+"""The model output that each loss reads."""
 
 INVALID_LABEL = "invalid"
 """Label of an instance that could not be loaded; published configurations give it an empty loss set."""
@@ -76,6 +89,9 @@ class RunFlags(StrictModel):
     num_workers: Annotated[int, Field(ge=0)] | None = Field(
         None,
         description="Loader processes of each training process; 0 loads in the training itself (default: by cores).",
+    )
+    accept_index_change: bool | None = Field(
+        None, description="Resume although a dataset's index is not the one that the checkpoint was trained on."
     )
 
     def as_argv(self) -> list[str]:
@@ -214,7 +230,9 @@ class FinetuneConfig(StrictModel):
         """
         path = project_root_of(self._source) / self.config
         merged = deep_merge(load_json(path), self.overrides)
-        merged["run"] = {**merged.get("run", {}), **self.run.model_dump(exclude_none=True)}
+        below = merged.get("run", {})
+        if isinstance(below, dict):  # else the check of the whole tells
+            merged["run"] = {**below, **self.run.model_dump(exclude_none=True)}
         where = f"{self._source} over {path}" if self.overrides else path
         return parse_train_config(merged, self._source, where)
 
@@ -248,6 +266,7 @@ def parse_train_config(values: Mapping[str, Any], source: Path, where: object) -
     config = parse_as(TrainConfig, values, where)
     parse_model_config(config.model_version, config.model, f"{where}: model")
     _check_loss_sets(config, where)
+    _check_outputs(config, where)
     _check_optimizer(config.optimizer, f"{where}: optimizer")
     _check_scheduler(config.lr_scheduler, len(config.optimizer.params), f"{where}: lr_scheduler")
     config._source = source
@@ -284,6 +303,26 @@ def _check_loss_sets(config: TrainConfig, where: object) -> None:
                 )
 
 
+def _check_outputs(config: TrainConfig, where: object) -> None:
+    """A loss of an output that the model lacks, or of a scale that nothing finds, would fail at the first step."""
+    outputs = {"points"} | ({"mask"} if config.model_version == "v1" else set())
+    heads = {"mask_head": "mask", "normal_head": "normal", "scale_head": "metric_scale"}
+    outputs |= {output for head, output in heads.items() if config.model.get(head) is not None}
+    for label, terms in config.loss.items():
+        functions = {term.function for term in terms.values()}
+        for key, term in terms.items():
+            at = f"{where}: loss.{label}.{key}.function"
+            needed = LOSS_OUTPUTS[term.function]
+            if needed not in outputs:
+                found = f"a {config.model_version} model with {', '.join(sorted(outputs))}"
+                raise ConfigError(at, f"needs a model that predicts `{needed}`", found=found)
+            if term.function == "metric_scale_loss" and "affine_invariant_global_loss" not in functions:
+                fix = "Add an affine_invariant_global_loss to this label."
+                raise ConfigError(at, "needs the scale that the global loss finds", fix=fix)
+            if term.function == "affine_invariant_local_loss" and "level" not in term.params:
+                raise ConfigError(f"{where}: loss.{label}.{key}.params.level", "is required")
+
+
 def _check_optimizer(config: OptimizerConfig, where: str) -> None:
     known = OPTIMIZER_PARAMETERS.get(config.type)
     if known is None:
@@ -296,8 +335,12 @@ def _check_optimizer(config: OptimizerConfig, where: str) -> None:
         if not isinstance(patterns, dict) or not isinstance(patterns.get("include"), list):
             raise ConfigError(f"{at}.params", 'must be {"include": [patterns], "exclude": [patterns]}', found=patterns)
         for key, value in patterns.items():
-            if key not in ("include", "exclude") or not all(isinstance(pattern, str) for pattern in value):
+            is_list = isinstance(value, list) and all(isinstance(pattern, str) for pattern in value)
+            if key not in ("include", "exclude") or not is_list:
                 raise ConfigError(f"{at}.params.{key}", "must be `include` or `exclude` with a list of patterns")
+        rate = group.get("lr")
+        if rate is not None and (isinstance(rate, bool) or not isinstance(rate, int | float)):
+            raise ConfigError(f"{at}.lr", "must be a number", found=repr(rate))
         for key in group.keys() - {"params"}:
             if key not in known:
                 raise ConfigError(
@@ -318,6 +361,8 @@ def _check_scheduler(config: SchedulerConfig, num_groups: int, where: str) -> No
                 f"is not a parameter of {config.type}",
                 fix=f"Known: {', '.join(sorted(known))}.",
             )
+    for key in sorted(REQUIRED_SCHEDULER_PARAMETERS.get(config.type, frozenset()) - config.params.keys()):
+        raise ConfigError(f"{where}.params.{key}", f"is required by {config.type}")
     if config.type in LAMBDA_SCHEDULERS:
         lambdas = config.params.get("lr_lambda")
         texts = [lambdas] if isinstance(lambdas, str) else lambdas

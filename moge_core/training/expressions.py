@@ -37,6 +37,7 @@ FUNCTIONS = {
     "Piecewise": "Piecewise",
 }
 MAX_LENGTH = 1000
+MAX_DEPTH = 50
 
 _BINARY = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.Pow: "**", ast.Mod: "%", ast.FloorDiv: "//"}
 _COMPARISONS = {ast.Lt: "Lt", ast.LtE: "Le", ast.Gt: "Gt", ast.GtE: "Ge", ast.Eq: "Eq", ast.NotEq: "Ne"}
@@ -92,10 +93,12 @@ def _parse(text: str, where: object) -> ast.expr:
         raise ConfigError(where, "must be an arithmetic expression in `epoch`", found=repr(text)) from error
 
 
-def _check(node: ast.AST, text: str, where: object) -> None:
+def _check(node: ast.AST, text: str, where: object, depth: int = 0) -> None:
     def refuse(what: str, fix: str) -> ConfigError:
         return ConfigError(where, f"{what} is not allowed in a learning-rate expression", found=repr(text), fix=fix)
 
+    if depth > MAX_DEPTH:
+        raise refuse("nesting this deep", "Write it shorter.")
     match node:
         case ast.Constant(value=value):
             if isinstance(value, bool | int | float) and abs(value) < 1e300:
@@ -108,21 +111,21 @@ def _check(node: ast.AST, text: str, where: object) -> None:
             if not all(isinstance(arg, ast.Tuple) == (name == "Piecewise") for arg in args):
                 raise refuse(f"this form of `{name}`", "Piecewise takes (value, condition) pairs, the others numbers.")
             for arg in args:
-                _check(arg, text, where)
+                _check(arg, text, where, depth + 1)
         case ast.Call(func=func):
             called = ast.unparse(func)
             raise refuse(f"the call of `{called}`", f"Allowed functions: {', '.join(sorted(FUNCTIONS))}.")
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
-            _check(left, text, where)
-            _check(right, text, where)
+            _check(left, text, where, depth + 1)
+            _check(right, text, where, depth + 1)
         case ast.UnaryOp(op=ast.UAdd() | ast.USub(), operand=operand):
-            _check(operand, text, where)
+            _check(operand, text, where, depth + 1)
         case ast.Compare(left=left, ops=ops, comparators=comparators) if all(type(op) in _COMPARISONS for op in ops):
             for part in (left, *comparators):
-                _check(part, text, where)
+                _check(part, text, where, depth + 1)
         case ast.Tuple(elts=[value, condition]):
-            _check(value, text, where)
-            _check(condition, text, where)
+            _check(value, text, where, depth + 1)
+            _check(condition, text, where, depth + 1)
         case _:
             raise refuse(f"`{ast.unparse(node)}`", "Use numbers, `epoch`, + - * / ** % // and the allowed functions.")
 

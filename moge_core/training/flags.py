@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import click
 
 from moge_core.errors import ConfigError
 from moge_core.training.config import RunFlags, TrainConfig
+
+logger = logging.getLogger(__name__)
+
+Precision = Literal["no", "fp16", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +28,7 @@ class TrainFlags:
     batch_size_forward: int = 8
     gradient_accumulation_steps: int = 1
     enable_gradient_checkpointing: bool = True
-    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    mixed_precision: Precision = "no"
     enable_ema: bool = True
     num_iterations: int = 1_000_000
     save_every: int = 10_000
@@ -43,17 +49,25 @@ def resolve_flags(given: dict[str, Any], config: TrainConfig) -> TrainFlags:
         given: flags that the command line sets; None means unset.
         config: the configuration that `given["config"]` names.
     """
-    values = config.run.model_dump(exclude_none=True, exclude={"num_processes"})
-    values.update({name: value for name, value in given.items() if value is not None})
-    half = values.pop("enable_mixed_precision", None)
-    if half and values.setdefault("mixed_precision", "fp16") != "fp16":
+    given = {name: value for name, value in given.items() if value is not None}
+    if given.pop("enable_mixed_precision", None) and given.setdefault("mixed_precision", "fp16") != "fp16":
         raise ConfigError(
             "--enable_mixed_precision",
             "is another word for --mixed_precision fp16",
-            found=f"--mixed_precision {values['mixed_precision']} beside it",
+            found=f"--mixed_precision {given['mixed_precision']} beside it",
             fix="Give one of the two.",
         )
+    values = {**config.run.model_dump(exclude_none=True, exclude={"num_processes"}), **given}
+    _settle_precision(values)
     return TrainFlags(**values)
+
+
+def _settle_precision(values: dict[str, Any]) -> None:
+    """Our flag wins over that of `accelerate launch`, which holds where ours is not given."""
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    ours = values.setdefault("mixed_precision", launched if launched in get_args(Precision) else "no")
+    if launched not in ("no", ours):
+        logger.warning("--mixed_precision %s wins over the %s of `accelerate launch`", ours, launched)
 
 
 def _option(name: str, kind: Any, text: str) -> Any:
@@ -84,9 +98,5 @@ OPTIONS = [
     _option("enable_mlflow", click.BOOL, "Log to MLflow beside metrics.jsonl (default true)."),
     _option("seed", click.IntRange(0), _described("seed")),
     _option("num_workers", click.IntRange(0), _described("num_workers")),
-    _option(
-        "accept_index_change",
-        click.BOOL,
-        "Resume although a dataset's index is not the one trained on (default false).",
-    ),
+    _option("accept_index_change", click.BOOL, _described("accept_index_change")),
 ]

@@ -47,7 +47,10 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig | Mapping[str, Any
             "must put every trainable parameter into a group",
             found=f"{len(left)} in none: {left[:3]}",
         )
-    optimizer: torch.optim.Optimizer = getattr(torch.optim, config.type)(groups)
+    try:
+        optimizer: torch.optim.Optimizer = getattr(torch.optim, config.type)(groups)
+    except (TypeError, ValueError) as error:
+        raise ConfigError("optimizer.params", f"must be what torch.optim.{config.type} takes", found=error) from error
     return optimizer
 
 
@@ -77,11 +80,15 @@ def build_lr_scheduler(
         # torch's own schedulers call step(0) on each other while being built and then warn of both habits.
         warnings.filterwarnings("ignore", message="The epoch parameter in `scheduler.step")
         warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+        inner: list[Any] = []
         if config.type in NESTED_SCHEDULERS:
             inner = [build_lr_scheduler(optimizer, values) for values in params.pop("schedulers")]
-            scheduler = kind(inner, **params) if config.type == "ChainedScheduler" else kind(optimizer, inner, **params)
-        else:
-            scheduler = kind(optimizer, **params)
+        before = {"ChainedScheduler": (inner,), "SequentialLR": (optimizer, inner)}.get(config.type, (optimizer,))
+        try:
+            scheduler = kind(*before, **params)
+        except (TypeError, ValueError) as error:
+            where = f"torch.optim.lr_scheduler.{config.type}"
+            raise ConfigError("lr_scheduler.params", f"must be what {where} takes", found=error) from error
     assert isinstance(scheduler, torch.optim.lr_scheduler.LRScheduler)
     return scheduler
 

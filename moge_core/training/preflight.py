@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from moge_core.datasets import index_digest, read_index
+from moge_core.datasets.layout import DEPTH_NAME, missing_index_fix
 from moge_core.errors import DatasetError, MissingIndexError
 from moge_core.loading.config import data_root
 from moge_core.training.config import TrainConfig
@@ -36,20 +37,23 @@ def check_training_inputs(config: TrainConfig) -> list[DatasetIdentity]:
     """
     identities = []
     for position, dataset in enumerate(config.data.datasets):
+        if dataset.weight == 0:  # switched off: never drawn, so it need not be there
+            continue
         path = dataset.resolved_path()
         index_path = path / dataset.index
         where = f"{config.source}: data.datasets.{position} ({dataset.name})"
+        depth_flag = "" if dataset.depth == DEPTH_NAME else f" --depth {dataset.depth}"
         if not path.is_dir():
             raise MissingIndexError(
                 where,
                 "needs its dataset",
                 found=f"no folder {path}",
                 fix=f"Relative paths start at {data_root()} (set MOGE_DATA_ROOT to change that). Import the data, "
-                f"e.g. with `moge import rgbd-folder SOURCE -o {path} ...`, then run `moge index {path}`.",
+                f"e.g. with `moge import rgbd-folder SOURCE -o {path} ...`, then run `moge index {path}{depth_flag}`.",
             )
         if not index_path.is_file():
             raise MissingIndexError(
-                where, f"needs the index {index_path}", found="no such file", fix=f"Run `moge index {path}`."
+                where, f"needs the index {index_path}", found="no such file", fix=missing_index_fix(path, dataset.index)
             )
         instances = read_index(path, dataset.index)
         if not instances:

@@ -46,5 +46,23 @@ SCHEDULER_PARAMETERS: Mapping[str, frozenset[str]] = {
 }
 """Schedulers that step without an argument; `ReduceLROnPlateau` needs a score and is left out."""
 
+REQUIRED_SCHEDULER_PARAMETERS: Mapping[str, frozenset[str]] = {
+    name: frozenset(keys.split())
+    for name, keys in {
+        "SequentialLR": "schedulers milestones",
+        "ChainedScheduler": "schedulers",
+        "LambdaLR": "lr_lambda",
+        "MultiplicativeLR": "lr_lambda",
+        "StepLR": "step_size",
+        "MultiStepLR": "milestones",
+        "ExponentialLR": "gamma",
+        "CosineAnnealingLR": "T_max",
+        "CosineAnnealingWarmRestarts": "T_0",
+        "OneCycleLR": "max_lr",
+        "CyclicLR": "base_lr max_lr",
+    }.items()
+}
+"""Keywords without a default."""
+
 NESTED_SCHEDULERS = frozenset({"SequentialLR", "ChainedScheduler"})
 LAMBDA_SCHEDULERS = frozenset({"LambdaLR", "MultiplicativeLR"})

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from moge_core.io.files import atomic_open
 from moge_core.training.workspace import RunStatus
 
 logger = logging.getLogger(__name__)
@@ -78,7 +79,8 @@ class MetricsFile:
                     kept.append(line)
             except (ValueError, KeyError, TypeError):
                 logger.warning("%s: dropped a damaged line", self.path)
-        self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        with atomic_open(self.path) as file:
+            file.write("".join(line + "\n" for line in kept).encode())
 
     def on_start(self, workspace: Path, parameters: Mapping[str, Any]) -> None:
         """Nothing to write before the first metrics."""

@@ -18,7 +18,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor
 from tqdm import tqdm
 
-from moge_core.errors import ConfigError, NonFiniteError, TrainingError
+from moge_core.errors import ConfigError, MoGeError, NonFiniteError, TrainingError
 from moge_core.loading import TrainLoader
 from moge_core.models import MoGeModel, build_model, init_backbone, load_weights
 from moge_core.training.checkpoints import TrainingState, load_training_state, parent_of, save_checkpoint
@@ -103,6 +103,8 @@ class Trainer:
         if restored is not None:
             self._restore(restored)
 
+        self._set_aside_what_is_abandoned()
+
         # --- data and observers ---
         self.loader = TrainLoader(
             config.data,
@@ -125,7 +127,7 @@ class Trainer:
         return device
 
     def train(self) -> RunStatus:
-        """Train until `num_iterations` or a SIGTERM; the last finished step is saved in both cases.
+        """Train until `num_iterations`, a SIGTERM or Ctrl-C; the last finished step is saved in each case.
 
         Returns:
             How the run ended: finished or interrupted.
@@ -134,14 +136,15 @@ class Trainer:
             NonFiniteError: losses or gradients were not finite too many times in a row.
             MoGeError: a checkpoint cannot be written, or too many instances are broken.
         """
-        previous_handler = signal.signal(signal.SIGTERM, self._request_stop)
+        previous = {number: signal.signal(number, self._request_stop) for number in (signal.SIGTERM, signal.SIGINT)}
         step, last = self.first_step - 1, self.flags.num_iterations - 1
         saved = step
         self._begin()
         progress = tqdm(
             total=self.flags.num_iterations,
             initial=self.first_step,
-            disable=not self.is_main,
+            # A bar for a terminal; a log file gets a line at each log step instead.
+            disable=None if self.is_main else True,
             unit="step",
             dynamic_ncols=True,
         )
@@ -161,16 +164,17 @@ class Trainer:
                     if self.pictures and (step == self.first_step or step % self.flags.vis_every == 0 or step == last):
                         self._draw(step)
                     progress.update()
-                    if stop:
-                        return self._end("interrupted", "SIGTERM", step, resumable=True)
-            return self._end("finished", f"reached {self.flags.num_iterations} iterations", step, resumable=False)
+                    if stop and step < last:
+                        return self._end("interrupted", "asked to stop", step, resumable=True)
+            return self._end("finished", f"reached {self.flags.num_iterations} iterations", last, resumable=False)
         except BaseException as error:
             reason = f"{type(error).__name__}: {error}"
             self._end("failed", reason, saved, resumable=not isinstance(error, ConfigError | NonFiniteError))
             raise
         finally:
             progress.close()
-            signal.signal(signal.SIGTERM, previous_handler)
+            for number, handler in previous.items():
+                signal.signal(number, handler)
 
     # --- one step ---
 
@@ -256,15 +260,22 @@ class Trainer:
         self.metric_sums.zero_()
         means = {n: float(s / c) for n, (s, c) in zip(self.metric_names, sums, strict=True) if c > 0}
         rates = {f"learning_rate.group_{i}": float(rate) for i, rate in enumerate(self.scheduler.get_last_lr())}
+        failed = torch.tensor(float(sum(self.loader.failure_counts.values())), device=self.device)
+        failed = self.accelerator.reduce(failed, reduction="sum")
         speed = {"images_per_second": self.global_batch / step_seconds, "skipped_steps": float(self.num_skipped)}
+        speed["skipped_instances"] = float(failed)
         if self.is_main:
             self.observers.on_log(step, {**means, **rates, **speed})
-            progress.set_postfix(loss=f"{means.get('loss', float('nan')):.4g}")
+            loss = f"{means.get('loss', float('nan')):.4g}"
+            progress.set_postfix(loss=loss)
+            if progress.disable:
+                logger.info("step %d of %d: loss %s", step, self.flags.num_iterations, loss)
             self._report("running", "training", step, resumable=True)
 
     # --- checkpoints ---
 
     def _save(self, step: int) -> None:
+        metric_sums = self.accelerator.reduce(self.metric_sums.clone(), reduction="sum")
         if self.is_main:
             scaler = self.accelerator.scaler
             state = TrainingState(
@@ -276,7 +287,7 @@ class Trainer:
                 scaler=scaler.state_dict() if scaler is not None else None,
                 ema=self.ema.weights if self.ema else None,
                 ema_updates=self.ema.num_updates if self.ema else 0,
-                counters={"num_skipped": self.num_skipped, "metric_sums": self.metric_sums.tolist()},
+                counters={"num_skipped": self.num_skipped, "metric_sums": metric_sums.tolist()},
             )
             info = save_checkpoint(self.workspace, state, self._lineage())
             self.observers.on_checkpoint(step, info.model_path)
@@ -293,11 +304,11 @@ class Trainer:
 
     def _restore(self, state: TrainingState) -> None:
         """Continue where a checkpoint stopped; a plain model file only lends its weights."""
-        own = state.source is not None and state.source.parent == self.workspace.checkpoint_dir
-        if own:
+        if state.manifest:
             self.parent = state.manifest.get("parent")
+            self._tell_what_changed(state.manifest)
         elif state.source is not None:
-            self.parent = parent_of(state.source, state.step)
+            self.parent = parent_of(state.source)
         if state.optimizer is not None:
             self.optimizer.load_state_dict(state.optimizer)
         if state.lr_scheduler is not None:
@@ -311,7 +322,7 @@ class Trainer:
         sums = state.counters.get("metric_sums")
         if sums is not None and len(sums) == len(self.metric_names) and self.is_main:
             self.metric_sums += self.metric_sums.new_tensor(sums)
-        if self.first_step >= self.flags.num_iterations:
+        if self.first_step >= self.flags.num_iterations and not state.manifest:
             raise TrainingError(
                 "--num_iterations",
                 f"must be above {self.first_step}, the steps that {state.source} has behind it",
@@ -319,11 +330,28 @@ class Trainer:
                 fix="It is the absolute end of the training, not the number of further steps.",
             )
 
+    def _tell_what_changed(self, manifest: Mapping[str, Any]) -> None:
+        """Warn of changes under which a resumed run no longer is the run that was interrupted."""
+        now = {"config_digest": self.config.digest(), "batch_size_total": self.global_batch, "seed": self.flags.seed}
+        for key, value in now.items():
+            if self.is_main and manifest.get(key, value) != value:
+                logger.warning(
+                    "resumed with another %s (%s, was %s): data and results differ from an uninterrupted run",
+                    key,
+                    value,
+                    manifest[key],
+                )
+
+    def _set_aside_what_is_abandoned(self) -> None:
+        """Checkpoints of a run that this one begins anew, or goes back behind, are kept, but not in its way."""
+        if self.is_main:
+            folder = self.workspace.set_aside(self.first_step)
+            if folder is not None:
+                logger.warning("earlier results from step %d on were moved to %s", self.first_step, folder)
+
     def _check_same_data(self, restored: TrainingState | None) -> None:
         """A run goes on with the very data it began with, unless told otherwise."""
-        if restored is None or restored.step < 0 or restored.source is None:
-            return
-        if restored.source.parent != self.workspace.checkpoint_dir:
+        if restored is None:
             return
         before = {dataset["name"]: dataset["digest"] for dataset in restored.manifest.get("datasets", [])}
         changed = [d.name for d in self.datasets if before.get(d.name, d.digest) != d.digest]
@@ -351,6 +379,8 @@ class Trainer:
 
     def _end(self, state: Any, reason: str, step: int, *, resumable: bool) -> RunStatus:
         status = RunStatus(state, reason, step, self.flags.num_iterations, resumable)
+        for failure in self.loader.failures:
+            logger.warning("skipped %s of %s: %s, %s", failure.instance, failure.dataset, failure.rule, failure.detail)
         if self.is_main:
             self._report(state, reason, step, resumable=resumable)
             self.observers.on_end(status)
@@ -371,21 +401,26 @@ class Trainer:
 
     def _draw(self, step: int) -> None:
         if self.is_main and self.pictures is not None:
-            if not self.pictures.has_truth:
-                self.pictures.take_truth(self._vis_batches())
-            self.pictures.draw(
-                self.raw_model, step, self.token_range[0] if step <= self.config.low_resolution_training_steps else None
-            )
+            low = step <= self.config.low_resolution_training_steps
+            try:
+                if not self.pictures.has_truth:
+                    self.pictures.take_truth(self._vis_batches())
+                self.pictures.draw(self.raw_model, step, self.token_range[0] if low else None)
+            except (MoGeError, OSError, RuntimeError) as error:  # a training of days must not end over a picture
+                logger.warning("no pictures of step %d: %s", step, error)
         self.accelerator.wait_for_everyone()
 
     def _vis_batches(self) -> list[Mapping[str, Any]]:
         """Whole batches of a stream of its own, so that pictures never shift the training data."""
-        size = self.flags.batch_size_forward
+        size = min(self.flags.batch_size_forward, self.flags.num_vis_images)
         with TrainLoader(self.config.data, size, self.flags.seed + 1, num_workers=0) as loader:
             stream = iter(loader)
-            return [next(stream) for _ in range(max(1, self.flags.num_vis_images // size))]
+            return [next(stream) for _ in range(self.flags.num_vis_images // size)]
 
     def _request_stop(self, number: int, frame: object) -> None:
+        """Stop after this step; a second Ctrl-C stops at once."""
+        if self.stop_requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
         self.stop_requested = True
 
 

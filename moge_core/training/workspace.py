@@ -137,6 +137,32 @@ class Workspace:
             raise WorkspaceError(model_path, "must exist", fix=f"Complete checkpoints: {', '.join(have) or 'none'}.")
         return self._checkpoint(step, _read_json(self.checkpoint_dir / f"{step:08d}.json") or {})
 
+    def set_aside(self, first_step: int) -> Path | None:
+        """Move checkpoints of `first_step` and later, and with step 0 the metrics, out of a new run's way.
+
+        Else `latest` would find the abandoned run again. Nothing is deleted.
+
+        Returns:
+            the folder that holds them now; None when there was nothing to move.
+        """
+        later = [
+            path
+            for path in self.checkpoint_dir.glob("*")
+            if (match := re.match(r"\d{8,}", path.name)) and int(match[0]) >= first_step
+        ]
+        if first_step == 0 and self.metrics_path.is_file():
+            later.append(self.metrics_path)
+        if not later:
+            return None
+        number = 1
+        while (folder := self.path / "set_aside" / str(number)).exists():
+            number += 1
+        folder.mkdir(parents=True)
+        # Manifests first: a checkpoint that is half moved must not look complete.
+        for path in sorted(later, key=lambda path: path.suffix != ".json"):
+            path.rename(folder / path.name)
+        return folder
+
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the workspace for one training.
@@ -201,7 +227,7 @@ def choose_workspace(root: Path, config: TrainConfig, resume: str = "auto") -> W
     Args:
         root: folder of all runs of one asset.
         config: what will be trained.
-        resume: `auto` continues the newest run if it is unfinished and has the same configuration, else begins the
+        resume: `auto` continues the newest run if that can go on and has the same configuration, else begins the
             next; `never` begins the next; `must` continues the newest; anything else is the path of the workspace to
             continue.
 
@@ -209,7 +235,7 @@ def choose_workspace(root: Path, config: TrainConfig, resume: str = "auto") -> W
         WorkspaceError: `must` or a path, and there is nothing to continue or its configuration differs.
     """
     if resume not in ("auto", "never", "must"):
-        workspace = Workspace(resume)
+        workspace = Workspace(Path(resume).resolve())
         if not workspace.config_path.is_file():
             raise WorkspaceError(workspace.path, "must be the workspace of a training", found="no config.json")
         return WorkspaceChoice(workspace.path, True, _changes(workspace, config))
@@ -234,8 +260,8 @@ def choose_workspace(root: Path, config: TrainConfig, resume: str = "auto") -> W
             )
         return WorkspaceChoice(newest.path, True, [])
     status = newest.status()
-    finished = status is not None and status.state == "finished"
-    if resume == "auto" and not finished and not changed:
+    may_go_on = status is None or (status.state != "finished" and status.resumable)
+    if resume == "auto" and may_go_on and not changed:
         return WorkspaceChoice(newest.path, True, [])
     return WorkspaceChoice(following, False, changed)
 

@@ -16,9 +16,15 @@ import torch
 
 from moge_core.configuration import load_json
 from moge_core.errors import ConfigError
+from moge_core.losses.registry import LOSS_PARAMETERS
 from moge_core.training import RunFlags, load_finetune_config, load_train_config
+from moge_core.training.config import LOSS_OUTPUTS
 from moge_core.training.flags import OPTIONS, TrainFlags, resolve_flags
-from moge_core.training.torch_names import OPTIMIZER_PARAMETERS, SCHEDULER_PARAMETERS
+from moge_core.training.torch_names import (
+    OPTIMIZER_PARAMETERS,
+    REQUIRED_SCHEDULER_PARAMETERS,
+    SCHEDULER_PARAMETERS,
+)
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 DOCUMENTED = Path(__file__).parent / "documented_example.json"
@@ -91,6 +97,22 @@ def _edit_data(config: dict[str, Any]) -> None:
             lambda c: c["lr_scheduler"]["params"]["schedulers"][0]["params"].update(lr_lambda=["1.0"]),
             r"lr_lambda: must hold one expression for each of the 2 optimizer groups",
         ),
+        (lambda c: c["optimizer"]["params"][0]["params"].update(exclude="*backbone.*"), r"params\.0\.params\.exclude"),
+        (lambda c: c["optimizer"]["params"][0]["params"].update(exclude=None), r"params\.0\.params\.exclude"),
+        (lambda c: c["optimizer"]["params"][0].update(lr="1e-4"), r"optimizer\.params\.0\.lr: must be a number"),
+        (
+            lambda c: c["lr_scheduler"]["params"]["schedulers"][1]["params"].pop("step_size"),
+            r"schedulers\.1\.params\.step_size: is required by StepLR",
+        ),
+        (
+            lambda c: c["loss"]["sfm"]["patch_4"]["params"].pop("level"),
+            r"loss\.sfm\.patch_4\.params\.level: is required",
+        ),
+        (
+            lambda c: c["loss"]["sfm"].update(normal_map={"function": "normal_map_loss"}),
+            r"loss\.sfm\.normal_map\.function: needs a model that predicts `normal`",
+        ),
+        (lambda c: c.update(run=[]), r"run: "),
         (lambda c: c["data"]["datasets"][0].update(index="../other.txt"), r"datasets\.0\.index"),
         (lambda c: c["data"].update(area_range=[9, 4]), r"data.*area_range"),
     ],
@@ -160,9 +182,26 @@ def test_every_run_flag_is_a_flag_of_the_command_and_described() -> None:
     assert len(OPTIONS) == len(TrainFlags.__dataclass_fields__) + 1  # enable_mixed_precision is another word for one
 
 
+def test_the_precision_of_accelerate_holds_unless_ours_is_given(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = load_train_config(CONFIGS / "train" / "v1.json")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert resolve_flags({"config": config.source}, config).mixed_precision == "bf16"
+    assert not caplog.records
+    assert resolve_flags({"config": config.source, "mixed_precision": "no"}, config).mixed_precision == "no"
+    assert "wins over" in caplog.text
+
+
+def test_every_loss_names_the_output_that_it_reads() -> None:
+    assert LOSS_OUTPUTS.keys() == LOSS_PARAMETERS.keys()
+
+
 @pytest.mark.parametrize("table", [OPTIMIZER_PARAMETERS, SCHEDULER_PARAMETERS])
 def test_the_tables_of_torch_names_agree_with_torch(table: dict[str, frozenset[str]]) -> None:
     for name, keys in table.items():
         home = torch.optim if hasattr(torch.optim, name) else torch.optim.lr_scheduler
         accepted = inspect.signature(getattr(home, name).__init__).parameters
         assert keys <= accepted.keys(), name
+        required = {key for key in keys if accepted[key].default is inspect.Parameter.empty}
+        assert required == REQUIRED_SCHEDULER_PARAMETERS.get(name, set()), name

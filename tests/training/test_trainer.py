@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from moge_core.datasets import index_dataset
 from moge_core.models import load_model
 from moge_core.training import ExitCode, RunStatus, Workspace, main
 
@@ -172,10 +174,6 @@ def test_a_missing_dataset_is_told_in_seconds_with_the_command_that_mends_it(
 def test_resuming_on_changed_data_is_refused_unless_accepted(
     tiny_config: Config, tmp_path: Path, scenes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import shutil
-
-    from moge_core.datasets import index_dataset
-
     monkeypatch.setenv("MOGE_DATA_ROOT", str(tmp_path))
     shutil.copytree(scenes / "scenes", tmp_path / "scenes")
     config = tiny_config()
@@ -189,10 +187,53 @@ def test_resuming_on_changed_data_is_refused_unless_accepted(
     assert train(config, tmp_path / "w", *resume, "--accept_index_change", "True") == ExitCode.FINISHED
 
 
-def test_an_end_that_is_already_behind_is_refused(tiny_config: Config, tmp_path: Path) -> None:
+def test_resuming_a_run_that_has_reached_its_end_finishes_at_once(tiny_config: Config, tmp_path: Path) -> None:
     config = tiny_config()
     train(config, tmp_path / "w", "--num_iterations", "2")
-    assert train(config, tmp_path / "w", "--num_iterations", "2", "--checkpoint", "latest") == ExitCode.REFUSED
+    before = weights(tmp_path / "w", "00000001.pt")
+    assert train(config, tmp_path / "w", "--num_iterations", "2", "--checkpoint", "latest") == ExitCode.FINISHED
+    status = Workspace(tmp_path / "w").status()
+    assert status is not None and (status.state, status.step) == ("finished", 1)
+    assert all(torch.equal(value, before[key]) for key, value in weights(tmp_path / "w", "00000001.pt").items())
+
+
+def test_beginning_anew_in_a_used_workspace_keeps_the_old_results_out_of_the_way(
+    tiny_config: Config, tmp_path: Path
+) -> None:
+    config = tiny_config()
+    train(config, tmp_path / "w", "--num_iterations", "4")
+    train(config, tmp_path / "w", "--num_iterations", "2", "--seed", "1")
+    workspace = Workspace(tmp_path / "w")
+    assert [checkpoint.step for checkpoint in workspace.checkpoints()] == [0, 1]
+    kept = {path.name for path in (tmp_path / "w" / "set_aside" / "1").iterdir()}
+    assert {"00000003.pt", "00000003.json", "00000003_optimizer.pt", "metrics.jsonl"} <= kept
+    # Going back to a step sets aside what came after it, and nothing else.
+    train(config, tmp_path / "w", "--num_iterations", "3", "--seed", "1", "--checkpoint", "0")
+    assert [checkpoint.step for checkpoint in workspace.checkpoints()] == [0, 2]
+    assert (tmp_path / "w" / "set_aside" / "2" / "00000001.pt").is_file()
+    assert [line["step"] for line in metrics(tmp_path / "w")] == [0, 1, 2]
+
+
+def test_a_broken_picture_does_not_end_a_training(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr("moge_core.training.pictures.write_image", fail)
+    assert train(tiny_config(), tmp_path / "w", "--num_iterations", "1", "--vis_every", "1") == ExitCode.FINISHED
+
+
+def test_skipped_instances_are_counted_in_the_metrics(
+    tiny_config: Config, tmp_path: Path, scenes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config()
+    shutil.copytree(scenes / "scenes", tmp_path / "scenes")
+    monkeypatch.setenv("MOGE_DATA_ROOT", str(tmp_path))
+    for path in sorted((tmp_path / "scenes").rglob("depth.png"))[:4]:
+        path.write_bytes(path.read_bytes()[:200])
+    assert train(config, tmp_path / "w", "--num_iterations", "4") == ExitCode.FINISHED
+    assert metrics(tmp_path / "w")[-1]["skipped_instances"] > 0
 
 
 def test_fp16_without_a_gpu_is_refused(tiny_config: Config, tmp_path: Path) -> None:
