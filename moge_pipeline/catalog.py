@@ -135,8 +135,8 @@ def _read_training(entry: TrainingEntry, catalog: Catalog) -> None:
     try:
         entry.config = load_train_config(entry.source)
         entry.datasets = _register_datasets(entry.asset_name, entry.source, entry.config, catalog)
-    except MoGeError as error:
-        entry.error = error
+    except Exception as error:
+        entry.error = _as_entry_error(error, entry.source)
 
 
 def _read_finetune(entry: FinetuneEntry, catalog: Catalog) -> None:
@@ -145,8 +145,15 @@ def _read_finetune(entry: FinetuneEntry, catalog: Catalog) -> None:
         _check_schedule(entry.config)
         entry.train_config = entry.config.train_config()
         entry.datasets = _register_datasets(entry.asset_name, entry.source, entry.train_config, catalog)
-    except MoGeError as error:
-        entry.error = error
+    except Exception as error:
+        entry.error = _as_entry_error(error, entry.source)
+
+
+def _as_entry_error(error: Exception, source: Path) -> MoGeError:
+    """Whatever one file does to its reader, the rest of the project stays usable."""
+    if isinstance(error, MoGeError):
+        return error
+    return ConfigError(source, "must be a configuration that can be read", found=f"{type(error).__name__}: {error}")
 
 
 def _check_schedule(config: FinetuneConfig) -> None:

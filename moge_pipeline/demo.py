@@ -14,8 +14,9 @@ from typing import Any
 
 from moge_core.datasets import read_index
 from moge_core.datasets.parallel import num_cores
-from moge_core.errors import MissingIndexError
-from moge_core.training import Workspace, load_train_config
+from moge_core.errors import MissingIndexError, MoGeError
+from moge_core.training import Workspace, finished_workspaces, load_train_config
+from moge_pipeline.catalog import project_root
 from moge_pipeline.defs.training.execution import has_gpu
 
 TRAIN_DATA = Path("data/sample")
@@ -32,7 +33,16 @@ AIM = 0.85
 
 
 def main() -> int:
-    """Run the demo in the working directory; returns the exit code."""
+    """Run the demo in the project's folder; returns the exit code."""
+    os.chdir(project_root())
+    try:
+        return _demonstrate()
+    except MoGeError as error:
+        print(f"demo stopped: {error}", file=sys.stderr)
+        return 2
+
+
+def _demonstrate() -> int:
     _make_scenes()
     workspace = _finished_training()
     if workspace is None or not any(QUALITY_ROOT.rglob("*.ply")):
@@ -62,12 +72,13 @@ def _make_scenes() -> None:
 
 
 def _finished_training() -> Workspace | None:
-    """The newest finished run of the demo's configuration as it is now."""
-    digest = load_train_config(CONFIG).digest()
-    for path in sorted(TRAINING_ROOT.glob("*"), key=lambda p: int(p.name) if p.name.isdigit() else 0, reverse=True):
-        workspace = Workspace(path)
+    """The newest finished run of the demo's configuration as it is now, trained to its end."""
+    config = load_train_config(CONFIG)
+    for workspace in finished_workspaces(TRAINING_ROOT):
         status, checkpoint = workspace.status(), workspace.latest_checkpoint()
-        if status and status.state == "finished" and checkpoint and checkpoint.manifest["config_digest"] == digest:
+        if status is None or checkpoint is None or status.num_iterations != config.run.num_iterations:
+            continue
+        if checkpoint.manifest["config_digest"] == config.digest():
             return workspace
     return None
 

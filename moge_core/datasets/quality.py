@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,8 @@ def write_quality_report(
     root, out = resolve_dataset(dataset_dir), Path(out_dir).resolve()
     listed = list(dict.fromkeys(read_index(root, index_name)))
     out.mkdir(parents=True, exist_ok=True)
+    # Clouds of an earlier report would pass for clouds of this one.
+    shutil.rmtree(out / POINT_CLOUD_DIR, ignore_errors=True)
 
     rows: list[list[npt.NDArray[np.uint8]]] = []
     captions: list[str] = []

@@ -27,6 +27,8 @@ from moge_core.training.workspace import (
     Workspace,
     WorkspaceChoice,
     choose_workspace,
+    file_digest,
+    finished_workspaces,
 )
 
 if TYPE_CHECKING:
@@ -48,6 +50,8 @@ __all__ = [
     "build_optimizer",
     "check_training_inputs",
     "choose_workspace",
+    "file_digest",
+    "finished_workspaces",
     "load_finetune_config",
     "load_train_config",
     "main",

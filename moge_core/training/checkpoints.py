@@ -21,7 +21,7 @@ from moge_core.configuration import load_json
 from moge_core.errors import CheckpointError, WorkspaceError
 from moge_core.io.files import atomic_open
 from moge_core.models.weights import read_tensors
-from moge_core.training.workspace import CheckpointInfo, Workspace, parse_checkpoint_flag, write_json
+from moge_core.training.workspace import CheckpointInfo, Workspace, file_digest, parse_checkpoint_flag, write_json
 
 
 @dataclass
@@ -125,12 +125,6 @@ def parent_of(path: Path) -> dict[str, Any]:
     manifest = path.with_name(path.name[:8] + ".json")
     step = load_json(manifest).get("step") if path.name[:8].isdigit() and manifest.is_file() else None
     return {"path": str(path), "sha256": file_digest(path), "step": step}
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class _HashingWriter:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -240,7 +241,7 @@ def choose_workspace(root: Path, config: TrainConfig, resume: str = "auto") -> W
             raise WorkspaceError(workspace.path, "must be the workspace of a training", found="no config.json")
         return WorkspaceChoice(workspace.path, True, _changes(workspace, config))
 
-    numbers = sorted(int(path.name) for path in root.glob("*") if path.name.isdigit()) if root.is_dir() else []
+    numbers = sorted(_run_numbers(root))
     newest = Workspace(root / str(numbers[-1])) if numbers else None
     following = root / str(numbers[-1] + 1 if numbers else 1)
     if newest is None:
@@ -266,10 +267,26 @@ def choose_workspace(root: Path, config: TrainConfig, resume: str = "auto") -> W
     return WorkspaceChoice(following, False, changed)
 
 
+def finished_workspaces(root: Path) -> list[Workspace]:
+    """The finished runs below `root`, newest first."""
+    workspaces = [Workspace(root / str(number)) for number in sorted(_run_numbers(root), reverse=True)]
+    return [each for each in workspaces if (status := each.status()) is not None and status.state == "finished"]
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write a JSON object under its final name at once."""
     with atomic_open(path) as file:
         file.write((json.dumps(values, indent=2) + "\n").encode())
+
+
+def _run_numbers(root: Path) -> list[int]:
+    return [int(path.name) for path in root.glob("*") if path.name.isdigit()] if root.is_dir() else []
 
 
 def _changes(workspace: Workspace, config: TrainConfig) -> list[str]:

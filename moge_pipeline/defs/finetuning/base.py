@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from moge_core.errors import CheckpointError, WeightsError, WorkspaceError
-from moge_core.training import CheckpointInfo, Workspace
+from moge_core.training import CheckpointInfo, file_digest, finished_workspaces
 from moge_pipeline.catalog import Catalog, FinetuneEntry
 from moge_pipeline.defs.training.execution import BaseCheckpoint
 
@@ -23,23 +23,19 @@ def resolve_base(entry: FinetuneEntry, catalog: Catalog) -> BaseCheckpoint:
     path = catalog.root / entry.config.base
     if not path.is_file():
         path = _download(entry)
-    return BaseCheckpoint(path.absolute(), _file_digest(path))
+    return BaseCheckpoint(path.absolute(), file_digest(path))
 
 
 def _newest_of(asset_name: str, catalog: Catalog) -> CheckpointInfo:
     root = catalog.workspace_dir / asset_name
-    runs = sorted(
-        (path for path in root.glob("*") if path.name.isdigit()), key=lambda path: int(path.name), reverse=True
-    )
-    for workspace in map(Workspace, runs):
-        status = workspace.status()
-        checkpoint = workspace.latest_checkpoint() if status is not None and status.state == "finished" else None
+    for workspace in finished_workspaces(root):
+        checkpoint = workspace.latest_checkpoint()
         if checkpoint is not None:
             return checkpoint
     raise WorkspaceError(
         root,
         f"needs a finished run of {asset_name} to begin with",
-        found=f"{len(runs)} unfinished" if runs else "none",
+        found="none",
         fix=f"Materialize it first: `dagster asset materialize --select {asset_name}`.",
     )
 
@@ -47,14 +43,7 @@ def _newest_of(asset_name: str, catalog: Catalog) -> CheckpointInfo:
 def _digest(checkpoint: CheckpointInfo) -> str:
     """The digest that the manifest recorded while the file was written, sparing a second reading."""
     recorded = checkpoint.manifest.get("files", {}).get(checkpoint.model_path.name, {}).get("sha256")
-    return str(recorded) if recorded else _file_digest(checkpoint.model_path)
-
-
-def _file_digest(path: Path) -> str:
-    import hashlib
-
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return str(recorded) if recorded else file_digest(checkpoint.model_path)
 
 
 def _download(entry: FinetuneEntry) -> Path:

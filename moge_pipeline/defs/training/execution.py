@@ -12,6 +12,7 @@ from typing import Any
 import dagster as dg
 
 from moge_core.datasets.parallel import num_cores
+from moge_core.errors import WorkspaceError
 from moge_core.training import (
     CheckpointInfo,
     DatasetIdentity,
@@ -71,11 +72,11 @@ def run_training(
         choice = _choose_workspace(catalog.workspace_dir / asset_name, config, launch.resume, base)
         _log_choice(context, choice, flags)
         workspace = Workspace(choice.path)
+        argv = launch_command(flags, workspace, _start(flags, choice, base))
         with workspace.lock():
             write_json(workspace.config_path, config.raw)
             if base is not None:
                 write_json(_base_record(workspace), {"path": str(base.path), "sha256": base.sha256, "step": base.step})
-    argv = launch_command(flags, workspace, _start(flags, choice, base))
 
     known: dict[str, Any] = {
         "workspace": dg.MetadataValue.path(workspace.path),
@@ -154,7 +155,7 @@ def _log_choice(context: dg.AssetExecutionContext, choice: WorkspaceChoice, flag
     context.log.info(f"{'Continuing' if choice.resumes else 'Beginning'} workspace {choice.path}")
     if choice.changed_keys:
         context.log.info(f"Changed since the newest run: {', '.join(choice.changed_keys)}")
-    if choice.resumes and flags.checkpoint not in (None, "latest"):
+    if choice.resumes and flags.checkpoint not in (None, "latest") and not str(flags.checkpoint).isdigit():
         context.log.info(
             f"The run goes on from its own newest checkpoint, not from `{flags.checkpoint}`;"
             " set `resume` to `never` to begin anew."
@@ -163,8 +164,17 @@ def _log_choice(context: dg.AssetExecutionContext, choice: WorkspaceChoice, flag
 
 def _start(flags: RunFlags, choice: WorkspaceChoice, base: BaseCheckpoint | None) -> str | None:
     """What `--checkpoint` names: a run that goes on has its own, a new one its base or what the flags say."""
-    has_own = choice.resumes and Workspace(choice.path).latest_checkpoint() is not None
-    if has_own:
+    own = {checkpoint.step for checkpoint in Workspace(choice.path).checkpoints()} if choice.resumes else set()
+    if flags.checkpoint is not None and flags.checkpoint.isdigit():
+        if int(flags.checkpoint) not in own:
+            raise WorkspaceError(
+                choice.path,
+                f"must hold a checkpoint of step {flags.checkpoint}",
+                found=f"steps {sorted(own)}" if own else "a new workspace",
+                fix="Give `resume` the path of the workspace that has it.",
+            )
+        return flags.checkpoint
+    if own:
         return "latest"
     return str(base.path) if base is not None else flags.checkpoint
 
