@@ -34,6 +34,8 @@ def main(arguments: list[str]) -> None:
     """Guard this process, then become the command."""
     parent_pid, *command = arguments
     die_with_parent(int(parent_pid))
+    # What a shell starts with `&` ignores SIGINT and would hand that on; the command must hear the one that ends it.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.execvp(command[0], command)  # noqa: S606  # an argument list, no shell
 
 
