@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -339,11 +339,17 @@ def test_a_weighted_value_that_is_not_finite_shows_in_its_own_row_only() -> None
 @given(st.integers(0, 2**31), truncations)
 def test_gradients_agree_with_finite_differences(seed: int, trunc: float | None) -> None:
     generator = torch.Generator().manual_seed(seed)
-    source = torch.randn(1, 8, 3, generator=generator, dtype=torch.float64).requires_grad_()
-    target = torch.randn(1, 8, 3, generator=generator, dtype=torch.float64).requires_grad_()
+    source = torch.randn(1, 8, 3, generator=generator, dtype=torch.float64)
+    target = torch.randn(1, 8, 3, generator=generator, dtype=torch.float64)
     weight = torch.rand(1, 8, generator=generator, dtype=torch.float64) + 0.1
     for solver in (align_points_scale_z_shift, align_points_scale_xyz_shift):
-        arguments = (lambda s, t, solver=solver: solver(s, t, weight, trunc)), (source, target)
+        # Where two anchors are nearly as good, a tiny change switches between them: there is no derivative to compare.
+        best = solver(source, target, weight, trunc)[0]
+        for _ in range(16):
+            nudge = 1e-5 * torch.randn(source.shape, generator=generator, dtype=torch.float64)
+            assume(abs(float(solver(source + nudge, target, weight, trunc)[0] - best)) < 1e-3)
+        inputs = source.clone().requires_grad_(), target.clone().requires_grad_()
+        arguments = (lambda s, t, solver=solver: solver(s, t, weight, trunc)), inputs
         assert torch.autograd.gradcheck(*arguments, eps=1e-7, atol=1e-4)
 
 
