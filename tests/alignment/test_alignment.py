@@ -343,8 +343,8 @@ def test_gradients_agree_with_finite_differences(seed: int, trunc: float | None)
     target = torch.randn(1, 8, 3, generator=generator, dtype=torch.float64)
     weight = torch.rand(1, 8, generator=generator, dtype=torch.float64) + 0.1
     for solver in (align_points_scale_z_shift, align_points_scale_xyz_shift):
-        # Where two anchors are as good, as when all other points are truncated, a tiny change switches between them: there
-        # is no derivative to compare.
+        # Where two anchors are as good, as when all other points are truncated, a tiny change switches between them:
+        # there is no derivative to compare.
         best = torch.cat([part.flatten() for part in solver(source, target, weight, trunc)])
         for _ in range(16):
             nudge = 1e-5 * torch.randn(source.shape, generator=generator, dtype=torch.float64)
