@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-all check format demo dev bench clean
+.PHONY: help setup test test-slow test-all check format demo dev bench clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-9s %s\n", $$1, $$2}'
@@ -19,8 +19,10 @@ $(READY): pyproject.toml constraints.txt packaging/setup_venv.py
 test: $(READY) ## quick tests
 	$(BIN)/python -m pytest -m "not slow"
 
-test-all: $(READY) ## every test, the slow ones too
-	$(BIN)/python -m pytest
+test-slow: $(READY) ## real trainings, signals, several processes
+	$(BIN)/python -m pytest -m slow
+
+test-all: test test-slow ## every test
 
 check: $(READY) ## format, lint, types, layers
 	$(BIN)/ruff format --check .
