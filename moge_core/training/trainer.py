@@ -270,7 +270,7 @@ class Trainer:
             progress.set_postfix(loss=loss)
             if progress.disable:
                 logger.info("step %d of %d: loss %s", step, self.flags.num_iterations, loss)
-            self._report("running", "training", step, resumable=True)
+            self._report_running(step)
 
     # --- checkpoints ---
 
@@ -375,19 +375,19 @@ class Trainer:
                 parameters[f"dataset.{name}.digest"] = dataset.digest
                 parameters[f"dataset.{name}.instances"] = str(dataset.num_instances)
             self.observers.on_start(self.workspace.path, parameters)
-            self._report("running", "training", self.first_step - 1, resumable=True)
+            self._report_running(self.first_step - 1)
 
     def _end(self, state: Any, reason: str, step: int, *, resumable: bool) -> RunStatus:
         status = RunStatus(state, reason, step, self.flags.num_iterations, resumable)
         for failure in self.loader.failures:
             logger.warning("skipped %s of %s: %s, %s", failure.instance, failure.dataset, failure.rule, failure.detail)
         if self.is_main:
-            self._report(state, reason, step, resumable=resumable)
+            self.workspace.write_status(status)
             self.observers.on_end(status)
         return status
 
-    def _report(self, state: Any, reason: str, step: int, *, resumable: bool) -> None:
-        self.workspace.write_status(RunStatus(state, reason, step, self.flags.num_iterations, resumable))
+    def _report_running(self, step: int) -> None:
+        self.workspace.write_status(RunStatus("running", "training", step, self.flags.num_iterations, resumable=True))
 
     def _open_observers(self, others: Sequence[Observer]) -> list[Observer]:
         opened: list[Observer] = [MetricsFile(self.workspace.metrics_path, self.first_step), *others]
