@@ -22,6 +22,7 @@ from moge_core.alignment import (
     align_points_scale_z_shift,
     align_points_xyz_shift,
     align_points_z_shift,
+    sorting,
 )
 from moge_core.errors import InputError
 
@@ -222,26 +223,6 @@ def test_shifts_alone_are_the_best_per_coordinate(problem: tuple[Tensor, Tensor,
             assert float(own.sum()) == pytest.approx(float(costs.sum(1).min()), rel=1e-9, abs=1e-9)
 
 
-@settings(max_examples=10, deadline=None)
-@given(st.integers(0, 2**31), st.sampled_from([2.0, -2.0, 0.0]), st.sampled_from([0.0, 0.1, 10.0]), st.booleans())
-def test_anchors_that_are_left_out_of_large_problems_are_not_the_best(
-    seed: int, scale: float, noise: float, rounded: bool
-) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    source = torch.randn(400, 3, generator=generator) + torch.tensor([0.0, 0.0, 3.0])
-    target = scale * source + noise * torch.randn(400, 3, generator=generator)
-    if rounded:
-        source, target = (source * 2).round(), target.round()
-    weight = torch.rand(400, generator=generator)
-    source, target, weight = source[None].double(), target[None].double(), weight[None].double()
-    for solver in (align_points_scale_z_shift, align_points_scale_xyz_shift):
-        pruned = objective(source, target, weight, None, *solver(source, target, weight))
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(alignment, "_MIN_POINTS_TO_ELIMINATE", 10**9)
-            complete = objective(source, target, weight, None, *solver(source, target, weight))
-        torch.testing.assert_close(pruned, complete, rtol=1e-9, atol=1e-9)
-
-
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**31), st.floats(0.1, 10), st.floats(-5, 5), truncations)
 def test_scale_and_shift_follow_a_rescaled_and_shifted_source(
@@ -362,7 +343,7 @@ def test_batch_dimensions_are_free_and_results_do_not_depend_on_chunks(monkeypat
     scale, shift = align_points_scale_xyz_shift(source, target, weight, 1.0)
     assert scale.shape == (2, 3)
     assert shift.shape == (2, 3, 3)
-    monkeypatch.setattr(alignment, "_CHUNK_BREAKPOINTS_CPU", 1)
+    monkeypatch.setattr(sorting, "_CHUNK_CPU", 1)
     chunked = align_points_scale_xyz_shift(source, target, weight, 1.0)
     one = align_points_scale_xyz_shift(source[1, 2], target[1, 2], weight[1, 2], 1.0)
     torch.testing.assert_close(chunked, (scale, shift))
