@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from moge_core.errors import InputError
 
@@ -48,6 +49,30 @@ def smooth_l1(error: Tensor, beta: float) -> Tensor:
     if beta == 0:
         return error
     return torch.where(error < beta, 0.5 * error.square() / beta, error - 0.5 * beta)
+
+
+def with_gradient(values: Tensor, loss: Tensor, gradient: Tensor | None) -> Tensor:
+    """The loss (B,) as a function of `values` (B, ...) whose gradient is known; `gradient` None makes it a constant.
+
+    Losses that know their gradient keep no graph: what they need of memory is gone when they return.
+    """
+    if gradient is None:
+        return loss
+    known: Tensor = _KnownGradient.apply(values, loss, gradient)  # type: ignore[no-untyped-call]
+    return known
+
+
+class _KnownGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return loss.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_loss: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * by_loss.view(-1, *[1] * (gradient.dim() - 1)), None, None
 
 
 def check_point_maps(predicted: Tensor, true: Tensor, name: str) -> None:

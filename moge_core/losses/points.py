@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from moge_core.alignment import align_points_scale_xyz_shift, align_points_scale_z_shift
@@ -19,6 +21,7 @@ from moge_core.losses.common import (
     in_full_precision,
     masked_mean,
     smooth_l1,
+    with_gradient,
 )
 
 # A patch of fewer valid pixels says too little about its own scale and shift.
@@ -143,78 +146,178 @@ def affine_invariant_local_loss(
     if anchors is None:
         anchors = draw_anchors(gt_points, radius_3d, radius_2d, num_patches, generator)
     num_patches = anchors.shape[1]
-    anchors = anchors.to(gt_points.device)
-
-    valid = gt_points.isfinite().all(-1)
-    true_flat = torch.where(valid[..., None], gt_points, math.nan).reshape(-1, 3)
-    pred_flat = torch.where(valid[..., None], pred_points, 0).reshape(-1, 3)
-    inverse_depth = 1 / (torch.where(valid, gt_points[..., 2], 0) + 1e-7)
-    nearest = 0.1 / (masked_mean(inverse_depth, valid) + 1e-7)  # a tenth of the harmonic mean depth
-    global_scale = None if global_scale is None else global_scale.detach()
-
-    loss = pred_points.new_zeros(batch_size) + pred_flat[:0].sum()  # belongs to the graph even if no patch is left
-    pooled = pred_points.new_zeros(batch_size, 4)  # sums of truncated error, of delta, of valid pixels, of all pixels
-    patch_instance = torch.arange(batch_size, device=anchors.device).repeat_interleave(num_patches)
-    rows = max(1, _CHUNK_PIXELS // (2 * radius_2d + 1) ** 2)
-    chunks = zip(torch.split(patch_instance, rows), torch.split(anchors.reshape(-1, 2), rows), strict=True)
-    for chunk in chunks:
-        instance, pixel, member, radius = _patch_pixels(*chunk, true_flat, radius_3d, radius_2d)
-        if len(instance) == 0:
-            continue
-        pred = torch.where(member[..., None], pred_flat[pixel], 0)
-        true = torch.where(member[..., None], true_flat[pixel], 0)
-
-        pred_samples, true_samples, sampled = masked_nearest_resize(
-            pred, true, mask=member, size=(align_resolution, align_resolution)
-        )
-        sample_weight = sampled / (radius + 1e-7)[:, None, None]
-        scale, shift = align_points_scale_xyz_shift(
-            pred_samples.flatten(1, 2), true_samples.flatten(1, 2), sample_weight.flatten(1), trunc
-        )
-        failed = _scale_failed(scale, None if global_scale is None else global_scale[instance])
-
-        weight = torch.where(member, 1 / true[..., 2].maximum(nearest[instance][:, None, None]), 0)
-        weight = weight.masked_fill(failed[:, None, None], 0)
-        error = scale[:, None, None, None] * pred + shift[:, None, None] - true
-        patch_loss = smooth_l1(error.abs() * weight[..., None], beta).mean((1, 2, 3))
-        if sparsity_aware:
-            patch_loss = patch_loss / (_share(member) / _share(sampled) + 1e-7)
-        loss = loss.index_add(0, instance, patch_loss / num_patches)
-        pooled.index_add_(0, instance, _pool_errors(error.detach(), member, radius, failed))
+    anchors = anchors.to(gt_points.device, non_blocking=True)
+    alignment = _Alignment(align_resolution, trunc, None if global_scale is None else global_scale.detach())
 
     with torch.no_grad():
-        truncated_error, delta, count, total = pooled.unbind(1)
+        images = _Images(pred_points, gt_points, radius_3d, radius_2d)
+        loss = pred_points.new_zeros(batch_size)
+        pooled = pred_points.new_zeros(batch_size, 4)  # sums of truncated error, delta, valid pixels, all pixels
+        gradient = images.empty_gradient() if pred_points.requires_grad else None
+        instance = torch.arange(batch_size, device=anchors.device)[:, None].expand(batch_size, num_patches).flatten()
+        count = _even_chunks(len(instance), images.side**2)
+        for patch in zip(torch.split(instance, count), torch.split(anchors.reshape(-1, 2), count), strict=True):
+            patches = _Patches(images, *patch)
+            if len(patches.instance) == 0:
+                continue
+            failed = patches.align(alignment)
+            patch_loss = patches.loss(beta, failed, sparsity_aware, 1 / num_patches, gradient)
+            loss.index_add_(0, patches.instance, patch_loss)
+            pooled.index_add_(0, patches.instance, patches.pooled_errors(failed))
+
+        truncated_error, delta, known, total = pooled.unbind(1)
         # An instance without patches has 0 / 0 here, which is the NaN that says so.
-        share = count / total + 1e-7
+        share = known / total + 1e-7
         metrics = {"truncated_error": truncated_error / total / share, "delta": delta / total / share}
-    return loss, metrics
+        if gradient is not None:
+            gradient = images.unpadded(gradient)
+    return with_gradient(pred_points, loss, gradient), metrics
 
 
-def _patch_pixels(
-    instance: Tensor, anchor: Tensor, true_flat: Tensor, radius_3d: Tensor, radius_2d: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The squares around anchors (N, 2) and which of their pixels belong to the patch; M <= N patches have enough.
+@dataclass(frozen=True)
+class _Alignment:
+    """How patches are aligned: side of the grid of samples, truncation, and the global scales (B,) or None."""
 
-    Args:
-        true_flat: (B * H * W, 3), NaN where unknown.
-        radius_3d: (B, H, W).
+    resolution: int
+    trunc: float | None
+    global_scale: Tensor | None
 
-    Returns:
-        With S = 2 radius_2d + 1: instance (M,), pixel (M, S, S) indices into `true_flat`, member (M, S, S) bool,
-        radius (M,).
+
+class _Images:
+    """The point maps of a batch as planes, padded so that every square around a pixel lies inside.
+
+    Attributes:
+        pred, true: (B, 3, H + 2 r, W + 2 r); 0 and NaN where the truth is unknown or outside.
+        radius: (B, H, W) reach of a patch around each pixel.
+        least_depth: (B,) a tenth of the harmonic mean depth.
+        margin: r, half the side of a square.
+        side: 2 r + 1.
     """
-    _, height, width = radius_3d.shape
-    offsets = torch.arange(-radius_2d, radius_2d + 1, device=anchor.device)
-    rows, columns = anchor[:, :1] + offsets, anchor[:, 1:] + offsets
-    inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
-    image_row = instance[:, None] * height + rows.clamp(0, height - 1)
-    pixel = image_row[:, :, None] * width + columns.clamp(0, width - 1)[:, None, :]
-    centre = pixel[:, radius_2d, radius_2d]
-    radius = radius_3d.flatten()[centre]
-    distance = (true_flat[pixel] - true_flat[centre][:, None, None]).norm(dim=-1)
-    member = inside & (distance <= radius[:, None, None])  # false where the truth is NaN
-    enough = member.sum((1, 2)) >= _MIN_PATCH_PIXELS
-    return instance[enough], pixel[enough], member[enough], radius[enough]
+
+    def __init__(self, pred: Tensor, true: Tensor, radius: Tensor, margin: int) -> None:
+        valid = true.isfinite().all(-1)
+        pred, true = (
+            torch.where(valid[:, None], points.permute(0, 3, 1, 2), unknown)
+            for points, unknown in ((pred, 0), (true, math.nan))
+        )
+        pad = [margin] * 4
+        self.pred, self.true = F.pad(pred, pad).contiguous(), F.pad(true, pad, value=math.nan).contiguous()
+        self.radius = radius
+        inverse_depth = 1 / (torch.where(valid, true[:, 2], 0) + 1e-7)
+        self.least_depth = 0.1 / (masked_mean(inverse_depth, valid) + 1e-7)
+        self.margin, self.side = margin, 2 * margin + 1
+
+    def squares(self, planes: Tensor, instance: Tensor, anchor: Tensor) -> Tensor:
+        """Copies (M, 3, S, S) of the squares around anchors (M, 2)."""
+        batch_size, _, height, width = planes.shape
+        shape = (batch_size, 3, height - self.side + 1, width - self.side + 1, self.side, self.side)
+        plane = height * width
+        every_square = planes.as_strided(shape, (3 * plane, plane, width, 1, width, 1))
+        return every_square[instance, :, anchor[:, 0], anchor[:, 1]]
+
+    def pixels(self, instance: Tensor, anchor: Tensor) -> Tensor:
+        """Places (M, S, S) of the squares' pixels in a flat padded plane (B * H' * W')."""
+        height, width = self.pred.shape[2:]
+        offset = torch.arange(self.side, device=anchor.device)
+        corner = (instance * height + anchor[:, 0]) * width + anchor[:, 1]
+        return corner[:, None, None] + offset[:, None] * width + offset
+
+    def empty_gradient(self) -> Tensor:
+        """Zeros (3, B * H' * W')."""
+        return self.pred.new_zeros(3, self.pred[:, 0].numel())
+
+    def unpadded(self, gradient: Tensor) -> Tensor:
+        """The inner part (B, H, W, 3) of a gradient of padded planes."""
+        batch_size, _, height, width = self.pred.shape
+        inner = slice(self.margin, -self.margin)
+        return gradient.view(3, batch_size, height, width)[:, :, inner, inner].permute(1, 2, 3, 0).contiguous()
+
+
+class _Patches:
+    """Squares of pixels around anchors, and which of their pixels belong to the patch.
+
+    Attributes:
+        instance: (M,) which instance a patch is of.
+        pred, true: (M, 3, S, S), 0 where a pixel does not belong.
+        member: (M, S, S) bool.
+        radius: (M,) reach of the patch.
+        scale, shift, sampled: results of `align`, (M,), (M, 3) and (M, R, R).
+    """
+
+    def __init__(self, images: _Images, instance: Tensor, anchor: Tensor) -> None:
+        true = images.squares(images.true, instance, anchor)
+        radius = images.radius[instance, anchor[:, 0], anchor[:, 1]]
+        centre = true[:, :, images.margin, images.margin, None, None]
+        # False where the truth is NaN.
+        member = (true - centre).square_().sum(1).sqrt_() <= radius[:, None, None]
+        self.enough = member.flatten(1).sum(-1) >= _MIN_PATCH_PIXELS
+        if member.device.type == "cpu":  # an accelerator would have to wait for the answer how many there are
+            kept = self.enough.nonzero()[:, 0]
+            if len(kept) < len(member):
+                instance, anchor, true, radius, member = (v[kept] for v in (instance, anchor, true, radius, member))
+                self.enough = self.enough[kept]
+        self.images, self.instance, self.anchor = images, instance, anchor
+        self.member, self.radius = member, radius
+        self.true = torch.where(member[:, None], true, 0)
+        self.pred = torch.where(member[:, None], images.squares(images.pred, instance, anchor), 0)
+
+    def align(self, alignment: _Alignment) -> Tensor:
+        """Find each patch's scale and shift; returns which patches (M,) are dropped."""
+        resolution = (alignment.resolution, alignment.resolution)
+        self.sampled, (rows, columns) = masked_nearest_resize(mask=self.member, size=resolution, return_index=True)
+        self.samples = (rows * self.images.side + columns).flatten(1)
+        at_samples = self.samples[:, None].expand(-1, 3, -1)
+        pred, true = (v.flatten(2).gather(2, at_samples).mT for v in (self.pred, self.true))
+        weight = (self.sampled / (self.radius + 1e-7)[:, None, None]).flatten(1)
+        self.pred_samples = pred.requires_grad_(pred.is_floating_point())
+        with torch.enable_grad():
+            self.scale, self.shift = align_points_scale_xyz_shift(pred, true, weight, alignment.trunc)
+        global_scale = None if alignment.global_scale is None else alignment.global_scale[self.instance]
+        return ~self.enough | _scale_failed(self.scale.detach(), global_scale)
+
+    def loss(self, beta: float, failed: Tensor, sparsity_aware: bool, share: float, gradient: Tensor | None) -> Tensor:
+        """`share` of each patch's loss (M,); adds its gradient by the predicted points to `gradient`."""
+        scale, shift = self.scale.detach()[:, None, None, None], self.shift.detach()[:, :, None, None]
+        self.error = torch.where(self.member[:, None], torch.addcmul(shift, scale, self.pred) - self.true, 0)
+        least_depth = self.images.least_depth[self.instance][:, None, None]
+        weight = torch.where(self.member, 1 / self.true[:, 2].maximum(least_depth), 0)
+        factor = torch.where(failed, 0, share / self.error[0].numel())
+        if sparsity_aware:
+            factor = factor / (_share(self.member) / _share(self.sampled) + 1e-7)
+        weighted = self.error.abs().mul_(weight[:, None])
+        loss = smooth_l1(weighted, beta).flatten(1).sum(-1) * factor
+        if gradient is not None:
+            slope = self.error.sign().mul_(weight[:, None])
+            if beta > 0:
+                slope.mul_((weighted / beta).clamp_(max=1))
+            self._add_gradient(slope.mul_(factor[:, None, None, None]), gradient)
+        return loss.masked_fill(failed, 0)
+
+    def _add_gradient(self, slope: Tensor, gradient: Tensor) -> None:
+        """Chain rule from the aligned points (M, 3, S, S) to the predicted ones, directly and through the alignment."""
+        by_scale, by_shift = (slope * self.pred).flatten(1).sum(-1), slope.flatten(2).sum(-1)
+        (by_samples,) = torch.autograd.grad(
+            [self.scale, self.shift], [self.pred_samples], [by_scale, by_shift], allow_unused=True
+        )
+        slope = slope.mul_(self.scale.detach()[:, None, None, None]).flatten(2)
+        slope.scatter_add_(2, self.samples[:, None].expand(-1, 3, -1), by_samples.mT)
+        pixel = self.images.pixels(self.instance, self.anchor).flatten()
+        for plane, part in zip(gradient, slope.unbind(1), strict=True):
+            plane.scatter_add_(0, pixel, part.flatten())
+
+    def pooled_errors(self, failed: Tensor) -> Tensor:
+        """Per patch (M, 4): sums of truncated error, delta and valid pixels, and the number of all; 0 if it failed."""
+        relative = self.error.square().sum(1).sqrt_().div_(self.radius[:, None, None])
+        within = self.member & (relative < 1)
+        sums = [v.flatten(1).sum(-1) for v in (relative.clamp_(max=1), within, self.member)]
+        total = torch.full_like(self.radius, self.member[0].numel())
+        return torch.stack([*sums, total], dim=1).masked_fill(failed[:, None], 0)
+
+
+def _even_chunks(number: int, size: int) -> int:
+    """Items per chunk, for chunks of nearly equal length that hold about `_CHUNK_PIXELS` pixels, `size` an item."""
+    chunks = max(1, round(number * size / _CHUNK_PIXELS))
+    return max(1, math.ceil(number / chunks))
 
 
 def _scale_failed(scale: Tensor, global_scale: Tensor | None) -> Tensor:
@@ -223,15 +326,6 @@ def _scale_failed(scale: Tensor, global_scale: Tensor | None) -> Tensor:
         return scale <= 0
     relative = scale / global_scale
     return (relative <= _MIN_RELATIVE_SCALE) | (relative >= _MAX_RELATIVE_SCALE) | (global_scale <= 0)
-
-
-def _pool_errors(error: Tensor, member: Tensor, radius: Tensor, failed: Tensor) -> Tensor:
-    """Per patch (M, 4): sums of truncated error, delta and valid pixels, and the number of all; 0 if it failed."""
-    relative = torch.where(member, error.norm(dim=-1) / radius[:, None, None], 0)
-    within = member & (relative < 1)
-    sums = torch.stack([relative.clamp(max=1).sum((1, 2)), within.sum((1, 2)), member.sum((1, 2))], dim=1)
-    total = torch.full_like(sums[:, :1], member[0].numel())
-    return torch.cat([sums, total], dim=1).masked_fill(failed[:, None], 0)
 
 
 def _share(mask: Tensor) -> Tensor:

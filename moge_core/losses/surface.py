@@ -8,10 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moge_core.losses.common import LossAndMetrics, check_point_maps, in_full_precision, smooth_l1
+from moge_core.losses.common import (
+    LossAndMetrics,
+    check_point_maps,
+    in_full_precision,
+    smooth_l1,
+    with_gradient,
+)
 
 _HUBER_BETA = math.radians(3)
 _RIGHT_ANGLE = math.radians(90)
+_LEAST_SINE = 1e-12
 
 
 @in_full_precision
@@ -29,16 +36,28 @@ def normal_loss(points: Tensor, gt_points: Tensor) -> LossAndMetrics:
         loss (B,): sum over the four corners of the mean over all blocks, divided by 4 max(H, W). No metrics.
     """
     check_point_maps(points, gt_points, "points")
-    valid = gt_points.isfinite().all(-1)
-    angles = []
-    for normals, true_normals, corner_valid in zip(
-        _corner_normals(points, valid), _corner_normals(gt_points, valid), _corner_valid(valid), strict=True
-    ):
-        angle = _angle(normals, true_normals).clamp(math.radians(1), _RIGHT_ANGLE)
-        angles.append(torch.where(corner_valid, smooth_l1(angle, _HUBER_BETA), 0))
-    height, width = valid.shape[1:]
-    loss = sum((_mean_over_map(angle) for angle in angles), points.new_zeros(len(points)))
-    return loss / (4 * max(height, width)), {}
+    with torch.no_grad():
+        valid = gt_points.isfinite().all(-1)
+        height, width = valid.shape[1:]
+        share = 1 / (4 * max(height, width) * max((height - 1) * (width - 1), 1))
+        predicted, true = _Edges(points, valid), _Edges(gt_points, valid)
+        loss = points.new_zeros(len(points))
+        top, bottom, left, right = slice(None, -1), slice(1, None), slice(None, -1), slice(1, None)
+        for row, column in ((top, left), (top, right), (bottom, right), (bottom, left)):
+            # The edges of the block that meet in the corner. Truth and prediction are treated alike, so it does not
+            # matter that some edges point away from their corner.
+            down, across = (..., slice(None), column), (..., row, slice(None))
+            other_row, other_column = bottom if row is top else top, right if column is left else left
+            known = valid[:, row, column] & valid[:, other_row, column] & valid[:, row, other_column]
+            normal = _cross(predicted.down[down], predicted.across[across])
+            true_normal = _cross(true.down[down], true.across[across])
+            term, slope = _angle_loss(normal, true_normal, known, math.radians(1), share)
+            loss += term
+            if points.requires_grad:
+                predicted.by_down[down] += _cross(predicted.across[across], slope)
+                predicted.by_across[across] += _cross(slope, predicted.down[down])
+        gradient = predicted.gradient() if points.requires_grad else None
+    return with_gradient(points, loss, gradient), {}
 
 
 @in_full_precision
@@ -55,15 +74,20 @@ def edge_loss(points: Tensor, gt_points: Tensor) -> LossAndMetrics:
         loss (B,): mean over all horizontal plus mean over all vertical pairs, divided by 2 max(H, W). No metrics.
     """
     check_point_maps(points, gt_points, "points")
-    valid = gt_points.isfinite().all(-1)
-    height, width = valid.shape[1:]
-    loss = points.new_zeros(len(points))
-    for dim in (1, 2):
-        pair_valid = valid.narrow(dim, 1, valid.shape[dim] - 1) & valid.narrow(dim, 0, valid.shape[dim] - 1)
-        edge, true_edge = (_unit(_known(p, valid).diff(dim=dim)) for p in (points, gt_points))
-        angle = _angle(edge, true_edge).clamp(math.radians(0.1), _RIGHT_ANGLE)
-        loss = loss + _mean_over_map(torch.where(pair_valid, smooth_l1(angle, _HUBER_BETA), 0))
-    return loss / (2 * max(height, width)), {}
+    with torch.no_grad():
+        valid = gt_points.isfinite().all(-1)
+        height, width = valid.shape[1:]
+        predicted, true = _Edges(points, valid), _Edges(gt_points, valid)
+        loss = points.new_zeros(len(points))
+        for name, known in (("across", valid[..., 1:] & valid[..., :-1]), ("down", valid[:, 1:] & valid[:, :-1])):
+            share = 1 / (2 * max(height, width) * max(known[0].numel(), 1))
+            edges = getattr(predicted, name), getattr(true, name)
+            term, slope = _angle_loss(*edges, known, math.radians(0.1), share)
+            loss += term
+            if points.requires_grad:
+                setattr(predicted, f"by_{name}", slope)
+        gradient = predicted.gradient() if points.requires_grad else None
+    return with_gradient(points, loss, gradient), {}
 
 
 @in_full_precision
@@ -89,55 +113,81 @@ def normal_map_loss(pred_normal: Tensor, gt_normal: Tensor) -> LossAndMetrics:
     return _mean_over_map(torch.where(valid, angle.square(), 0)), {}
 
 
-def _corner_normals(points: Tensor, valid: Tensor) -> list[Tensor]:
-    """Normals (B, H-1, W-1, 3) at the top left, top right, bottom right and bottom left corner of each 2x2 block."""
-    points = _known(points, valid)
-    rightwards, downwards = _unit(points.diff(dim=2)), _unit(points.diff(dim=1))
-    top, bottom = rightwards[:, :-1], rightwards[:, 1:]
-    left, right = downwards[:, :, :-1], downwards[:, :, 1:]
-    # Truth and prediction are treated alike, so it does not matter that some edges point away from their corner.
-    return [
-        torch.linalg.cross(left, top),
-        torch.linalg.cross(right, top),
-        torch.linalg.cross(right, bottom),
-        torch.linalg.cross(left, bottom),
-    ]
+class _Edges:
+    """Directions from pixels to their right and lower neighbours, as planes, and the gradient of a loss by them.
 
+    Directions have unit length, so that angles do not depend on the scale of the scene. An angle does not change along
+    a direction, so its gradient does not either: the length is a constant. Differences too short to have a direction
+    in float32, and those from or to unknown pixels, are zero.
 
-def _corner_valid(valid: Tensor) -> list[Tensor]:
-    """Where a corner and its two neighbours are valid, (B, H-1, W-1) each, in the order of `_corner_normals`."""
-    top_left, top_right = valid[:, :-1, :-1], valid[:, :-1, 1:]
-    bottom_left, bottom_right = valid[:, 1:, :-1], valid[:, 1:, 1:]
-    return [
-        top_left & top_right & bottom_left,
-        top_right & top_left & bottom_right,
-        bottom_right & bottom_left & top_right,
-        bottom_left & top_left & bottom_right,
-    ]
-
-
-def _angle(a: Tensor, b: Tensor) -> Tensor:
-    """Angle (...) in radians between vectors (..., 3); a right angle, without gradient, where one of them is zero."""
-    sine = _length(torch.linalg.cross(a, b)) + 1e-12
-    cosine = (a * b).sum(-1)
-    vanishing = (a == 0).all(-1) | (b == 0).all(-1)
-    return torch.where(vanishing, _RIGHT_ANGLE, torch.atan2(sine, torch.where(vanishing, 1, cosine)))
-
-
-def _unit(v: Tensor) -> Tensor:
-    """Vectors (..., 3) brought to unit length, so that angles do not depend on the scale of the scene.
-
-    The length is taken as a constant: an angle does not change along the vector, so its gradient is the same. Vectors
-    too short to have a direction in float32 become zero.
+    Attributes:
+        across, by_across: (3, B, H, W - 1).
+        down, by_down: (3, B, H - 1, W).
     """
-    length = _length(v.detach())[..., None]
+
+    def __init__(self, points: Tensor, valid: Tensor) -> None:
+        planes = torch.where(valid, points.movedim(-1, 0), 0)
+        self.across, self._across_length = _unit(planes.diff(dim=3))
+        self.down, self._down_length = _unit(planes.diff(dim=2))
+        self.by_across, self.by_down = torch.zeros_like(self.across), torch.zeros_like(self.down)
+
+    def gradient(self) -> Tensor:
+        """By the points, (B, H, W, 3)."""
+        by_across, by_down = self.by_across / self._across_length, self.by_down / self._down_length
+        gradient = F.pad(by_across, (1, 0)) - F.pad(by_across, (0, 1))
+        gradient[:, :, 1:] += by_down
+        gradient[:, :, :-1] -= by_down
+        return gradient.movedim(0, -1).contiguous()
+
+
+def _unit(v: Tensor) -> tuple[Tensor, Tensor]:
+    """Vectors (3, ...) brought to unit length, and their length (...); 0 and 1 where they are too short."""
+    length = _length(v, dim=0)
     short = length < 1e-18
-    return torch.where(short, 0, v / torch.where(short, 1, length))
+    length.masked_fill_(short, 1)
+    return torch.where(short, 0, v / length), length
 
 
-def _length(v: Tensor) -> Tensor:
-    """Euclidean length (...) of vectors (..., 3), with gradient 0 at zero."""
-    length: Tensor = torch.linalg.vector_norm(v, dim=-1)
+def _cross(a: Tensor, b: Tensor) -> Tensor:
+    """Cross product of vectors (3, ...)."""
+    product = torch.empty_like(a)
+    for axis in range(3):
+        after, before = (axis + 1) % 3, (axis + 2) % 3
+        torch.mul(a[after], b[before], out=product[axis]).addcmul_(a[before], b[after], value=-1)
+    return product
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Dot product (...) of vectors (3, ...)."""
+    return (a[0] * b[0]).addcmul_(a[1], b[1]).addcmul_(a[2], b[2])
+
+
+def _angle_loss(a: Tensor, b: Tensor, known: Tensor, least: float, share: float) -> tuple[Tensor, Tensor]:
+    """`share` of the sum of Huber losses of the angles between vectors (3, B, H, W), and its gradient by the first.
+
+    Angles are clamped to `least` and a right angle, which is also the angle to a zero vector, without a gradient.
+
+    Returns:
+        loss (B,), gradient (3, B, H, W).
+    """
+    sine, cosine, squared_b = _dot(cross := _cross(a, b), cross).sqrt_(), _dot(a, b), _dot(b, b)
+    vanishing = (_dot(a, a) == 0) | (squared_b == 0)
+    angle = torch.where(vanishing, _RIGHT_ANGLE, torch.atan2(sine + _LEAST_SINE, cosine))
+    loss = torch.where(known, smooth_l1(angle.clamp(least, _RIGHT_ANGLE), _HUBER_BETA), 0)
+
+    # The gradient of atan2(|a x b| + e, a . b) lies in the plane of a and b.
+    moving = known & (angle > least) & (angle < _RIGHT_ANGLE)
+    huber = (angle / _HUBER_BETA).clamp_(max=1).mul_(share)
+    factor = huber.div_((sine + _LEAST_SINE).square_().addcmul_(cosine, cosine))
+    along_a = cosine * squared_b / sine
+    along_b = (cosine.square() / sine).add_(sine + _LEAST_SINE)
+    along_a, along_b = (torch.where(moving, factor * along, 0) for along in (along_a, along_b))
+    return loss.flatten(1).sum(-1) * share, (along_a * a).addcmul_(along_b, b, value=-1)
+
+
+def _length(v: Tensor, dim: int = -1) -> Tensor:
+    """Euclidean length of vectors, with gradient 0 at zero."""
+    length: Tensor = torch.linalg.vector_norm(v, dim=dim)
     return length
 
 
