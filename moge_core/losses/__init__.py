@@ -16,8 +16,8 @@ from moge_core.losses.registry import LOSS_MODULES, LOSS_PARAMETERS, get_loss
 if TYPE_CHECKING:
     from moge_core.losses.mask import mask_bce_loss as mask_bce_loss
     from moge_core.losses.mask import mask_l2_loss as mask_l2_loss
+    from moge_core.losses.patches import affine_invariant_local_loss as affine_invariant_local_loss
     from moge_core.losses.points import affine_invariant_global_loss as affine_invariant_global_loss
-    from moge_core.losses.points import affine_invariant_local_loss as affine_invariant_local_loss
     from moge_core.losses.scale import metric_scale_loss as metric_scale_loss
     from moge_core.losses.surface import edge_loss as edge_loss
     from moge_core.losses.surface import normal_loss as normal_loss

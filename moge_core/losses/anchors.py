@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from moge_core.errors import InputError
 
 _NUM_TESTS = 64
+_NUM_CLASSES = 4
 
 
 def draw_anchors(
@@ -27,7 +29,8 @@ def draw_anchors(
         radius_2d: half the side of a patch's square in pixels.
         num_patches: anchors per instance.
         generator: one that serves all instances in turn, one per instance, or None for torch's own. An instance's
-            anchors depend on its own content and its generator's state only, on whichever device the points are.
+            anchors depend on its own content and its generator's state only, on whichever device the points are. A
+            generator of an accelerator makes the host wait for its numbers; one of the host does not.
 
     Returns:
         (B, num_patches, 2) int64 rows and columns; pixel (0, 0), which is then unknown, where an instance has no truth.
@@ -51,39 +54,54 @@ def draw_anchors(
 def anchor_weights(points: Tensor, radius_3d: Tensor, radius_2d: int, generator: torch.Generator | None) -> Tensor:
     """Sampling weights (H, W): 1 / max(1, n), where n of 64 random test pixels in a pixel's square are its patch's.
 
-    Pixels on distant or slanted surface have few neighbours in reach and weigh more. The offsets of the tests are
-    shared by all pixels: each pixel's expectation is the same as with offsets of its own, at a small part of the cost.
+    Pixels on distant or slanted surface have few neighbours in reach and weigh more. Rows take turns in four classes,
+    and the pixels of a class share their 64 offsets: each pixel's expectation is the same as with offsets of its own,
+    at a small part of the cost, and the mean weight stays within a percent (docs/benchmarks.md).
 
     Args:
         points: (H, W, 3), NaN or infinite where unknown, which weighs 0.
         radius_3d: (H, W).
     """
-    height, width = radius_3d.shape
     planes = points.permute(2, 0, 1).contiguous()
     reach = radius_3d.square()
-    size = (_NUM_TESTS, 2)
-    offsets = torch.randint(-radius_2d, radius_2d + 1, size, generator=generator, device=_device(generator, points))
+    size = (_NUM_CLASSES, _NUM_TESTS, 2)
+    offsets = torch.randint(-radius_2d, radius_2d + 1, size, generator=generator, device=_device(generator))
     hits = torch.zeros_like(radius_3d)
-    for di, dj in offsets.tolist():
-        if abs(di) >= height or abs(dj) >= width:
-            continue  # outside the image for every pixel
-        here = (slice(max(0, -di), height - max(0, di)), slice(max(0, -dj), width - max(0, dj)))
-        there = (slice(max(0, di), height - max(0, -di)), slice(max(0, dj), width - max(0, -dj)))
-        distance = (planes[:, *there] - planes[:, *here]).square_().sum(0)
-        hits[here] += distance <= reach[here]  # false wherever NaN or infinity is involved
+    for first_row, class_offsets in enumerate(offsets.tolist()):
+        for down, right in class_offsets:
+            _count_hits(hits, planes, reach, first_row, down, right)
     known = points.isfinite().all(-1)
     return torch.where(known, 1 / hits.clamp(min=1), 0)
+
+
+def _count_hits(hits: Tensor, planes: Tensor, reach: Tensor, first_row: int, down: int, right: int) -> None:
+    """Add 1 to the hits (H, W) of every `_NUM_CLASSES`-th row's pixels whose test pixel is within their reach."""
+    height, width = hits.shape
+    # The first of the class's rows whose test pixels lie inside the image.
+    top = first_row + max(0, math.ceil((-down - first_row) / _NUM_CLASSES)) * _NUM_CLASSES
+    bottom, left, stop = height - max(0, down), max(0, -right), width - max(0, right)
+    if top >= bottom or left >= stop:
+        return
+    here = (slice(top, bottom, _NUM_CLASSES), slice(left, stop))
+    there = (slice(top + down, bottom + down, _NUM_CLASSES), slice(left + right, stop + right))
+    difference = planes[0][there] - planes[0][here]
+    distance = difference * difference
+    for plane in planes[1:]:
+        torch.sub(plane[there], plane[here], out=difference)
+        distance.addcmul_(difference, difference)
+    hits[here] += distance.le_(reach[here])  # 0 wherever NaN or infinity is involved
 
 
 def _draw(weights: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
     """Indices (count,) with replacement and probability proportional to the weights (N,), by inverting their sum."""
     cumulative = weights.double().cumsum(0)
     total = cumulative[-1:]
-    uniform = torch.rand(count, generator=generator, device=_device(generator, weights), dtype=torch.float64)
-    drawn = torch.searchsorted(cumulative, uniform.to(weights.device) * total, right=True)
+    uniform = torch.rand(count, generator=generator, device=_device(generator), dtype=torch.float64)
+    drawn = torch.searchsorted(cumulative, uniform.to(weights.device, non_blocking=True) * total, right=True)
     # Rounding may carry a draw to the very end; the last index of positive weight is where the sum reaches its total.
     return torch.minimum(drawn, torch.searchsorted(cumulative, total))
 
 
-def _device(generator: torch.Generator | None, like: Tensor) -> torch.device:
-    return like.device if generator is None else generator.device
+def _device(generator: torch.Generator | None) -> torch.device:
+    """Random numbers are drawn on the host, which has to know the offsets, unless a generator belongs elsewhere."""
+    return torch.device("cpu") if generator is None else generator.device

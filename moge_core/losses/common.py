@@ -48,7 +48,21 @@ def smooth_l1(error: Tensor, beta: float) -> Tensor:
     """Huber loss in its smooth-L1 form of errors >= 0: the error itself for beta 0."""
     if beta == 0:
         return error
-    return torch.where(error < beta, 0.5 * error.square() / beta, error - 0.5 * beta)
+    quadratic = error.clamp(max=beta)
+    return quadratic.square() * (0.5 / beta) + (error - quadratic)
+
+
+def share_of_true(mask: Tensor) -> Tensor:
+    """Share (N,) of true pixels of masks (N, ...)."""
+    return mask.flatten(1).float().mean(1)
+
+
+def check_alignment_options(align_resolution: int, beta: float) -> None:
+    """A resolution of at least 1 and beta >= 0."""
+    if align_resolution < 1:
+        raise InputError("align_resolution", "must be at least 1", found=align_resolution)
+    if beta < 0:
+        raise InputError("beta", "must be >= 0", found=beta)
 
 
 def with_gradient(values: Tensor, loss: Tensor, gradient: Tensor | None) -> Tensor:

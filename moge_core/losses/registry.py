@@ -28,7 +28,7 @@ LOSS_PARAMETERS: Mapping[str, frozenset[str]] = MappingProxyType(
 LOSS_MODULES: Mapping[str, str] = MappingProxyType(
     {
         "affine_invariant_global_loss": "moge_core.losses.points",
-        "affine_invariant_local_loss": "moge_core.losses.points",
+        "affine_invariant_local_loss": "moge_core.losses.patches",
         "normal_loss": "moge_core.losses.surface",
         "edge_loss": "moge_core.losses.surface",
         "normal_map_loss": "moge_core.losses.surface",

@@ -19,6 +19,8 @@ from moge_core.losses.common import (
 _HUBER_BETA = math.radians(3)
 _RIGHT_ANGLE = math.radians(90)
 _LEAST_SINE = 1e-12
+# Pixels whose normals are compared at once on a CPU.
+_BAND_PIXELS = 2**16
 
 
 @in_full_precision
@@ -36,28 +38,45 @@ def normal_loss(points: Tensor, gt_points: Tensor) -> LossAndMetrics:
         loss (B,): sum over the four corners of the mean over all blocks, divided by 4 max(H, W). No metrics.
     """
     check_point_maps(points, gt_points, "points")
+    batch_size, height, width = points.shape[:3]
+    share = 1 / (4 * max(height, width) * max((height - 1) * (width - 1), 1))
     with torch.no_grad():
-        valid = gt_points.isfinite().all(-1)
-        height, width = valid.shape[1:]
-        share = 1 / (4 * max(height, width) * max((height - 1) * (width - 1), 1))
-        predicted, true = _Edges(points, valid), _Edges(gt_points, valid)
-        loss = points.new_zeros(len(points))
-        top, bottom, left, right = slice(None, -1), slice(1, None), slice(None, -1), slice(1, None)
-        for row, column in ((top, left), (top, right), (bottom, right), (bottom, left)):
-            # The edges of the block that meet in the corner. Truth and prediction are treated alike, so it does not
-            # matter that some edges point away from their corner.
-            down, across = (..., slice(None), column), (..., row, slice(None))
-            other_row, other_column = bottom if row is top else top, right if column is left else left
-            known = valid[:, row, column] & valid[:, other_row, column] & valid[:, row, other_column]
-            normal = _cross(predicted.down[down], predicted.across[across])
-            true_normal = _cross(true.down[down], true.across[across])
-            term, slope = _angle_loss(normal, true_normal, known, math.radians(1), share)
-            loss += term
-            if points.requires_grad:
-                predicted.by_down[down] += _cross(predicted.across[across], slope)
-                predicted.by_across[across] += _cross(slope, predicted.down[down])
-        gradient = predicted.gradient() if points.requires_grad else None
+        loss = points.new_zeros(batch_size)
+        gradient = torch.zeros_like(points) if points.requires_grad else None
+        # Bands of blocks, as wide as a CPU's cache; they share a row of pixels with the next one.
+        step = max(1, _BAND_PIXELS // (batch_size * width)) if points.device.type == "cpu" else max(height, 1)
+        for first in range(0, height - 1, step):
+            band = slice(first, first + step + 1)
+            valid = gt_points[:, band].isfinite().all(-1)
+            predicted, true = _Edges(points[:, band], valid), _Edges(gt_points[:, band], valid)
+            loss += _corner_losses(predicted, true, valid, share, needs_gradient=gradient is not None)
+            if gradient is not None:
+                gradient[:, band] += predicted.gradient()
     return with_gradient(points, loss, gradient), {}
+
+
+def _corner_losses(predicted: _Edges, true: _Edges, valid: Tensor, share: float, *, needs_gradient: bool) -> Tensor:
+    """`share` of the sum (B,) over all blocks and corners; adds the gradient to that of the predicted edges."""
+    loss = predicted.down.new_zeros(len(valid))
+    first, last = slice(None, -1), slice(1, None)
+    for row, column, other_row, other_column in (
+        (first, first, last, last),
+        (first, last, last, first),
+        (last, last, first, first),
+        (last, first, first, last),
+    ):
+        # The edges of the block that meet in the corner. Truth and prediction are treated alike, so it does not matter
+        # that some edges point away from their corner.
+        down, across = (..., column), (..., row, slice(None))
+        known = valid[:, row, column] & valid[:, other_row, column] & valid[:, row, other_column]
+        normal = _cross(predicted.down[down], predicted.across[across])
+        true_normal = _cross(true.down[down], true.across[across])
+        term, slope = _angle_loss(normal, true_normal, known, math.radians(1), share)
+        loss = loss + term
+        if needs_gradient:
+            predicted.by_down[down] += _cross(predicted.across[across], slope)
+            predicted.by_across[across] += _cross(slope, predicted.down[down])
+    return loss
 
 
 @in_full_precision
@@ -117,8 +136,7 @@ class _Edges:
     """Directions from pixels to their right and lower neighbours, as planes, and the gradient of a loss by them.
 
     Directions have unit length, so that angles do not depend on the scale of the scene. An angle does not change along
-    a direction, so its gradient does not either: the length is a constant. Differences too short to have a direction
-    in float32, and those from or to unknown pixels, are zero.
+    a direction, so its gradient does not either: the length is a constant.
 
     Attributes:
         across, by_across: (3, B, H, W - 1).
@@ -141,11 +159,9 @@ class _Edges:
 
 
 def _unit(v: Tensor) -> tuple[Tensor, Tensor]:
-    """Vectors (3, ...) brought to unit length, and their length (...); 0 and 1 where they are too short."""
-    length = _length(v, dim=0)
-    short = length < 1e-18
-    length.masked_fill_(short, 1)
-    return torch.where(short, 0, v / length), length
+    """Vectors (3, ...) brought to unit length, and their length (...); the shortest stay shorter."""
+    length = _dot(v, v).sqrt_().clamp_(min=1e-18)
+    return v / length, length
 
 
 def _cross(a: Tensor, b: Tensor) -> Tensor:
@@ -170,24 +186,24 @@ def _angle_loss(a: Tensor, b: Tensor, known: Tensor, least: float, share: float)
     Returns:
         loss (B,), gradient (3, B, H, W).
     """
-    sine, cosine, squared_b = _dot(cross := _cross(a, b), cross).sqrt_(), _dot(a, b), _dot(b, b)
-    vanishing = (_dot(a, a) == 0) | (squared_b == 0)
-    angle = torch.where(vanishing, _RIGHT_ANGLE, torch.atan2(sine + _LEAST_SINE, cosine))
+    product = _cross(a, b)
+    sine, cosine = _dot(product, product).sqrt_(), _dot(a, b)
+    angle = torch.atan2(sine + _LEAST_SINE, cosine)
     loss = torch.where(known, smooth_l1(angle.clamp(least, _RIGHT_ANGLE), _HUBER_BETA), 0)
 
     # The gradient of atan2(|a x b| + e, a . b) lies in the plane of a and b.
-    moving = known & (angle > least) & (angle < _RIGHT_ANGLE)
-    huber = (angle / _HUBER_BETA).clamp_(max=1).mul_(share)
-    factor = huber.div_((sine + _LEAST_SINE).square_().addcmul_(cosine, cosine))
-    along_a = cosine * squared_b / sine
-    along_b = (cosine.square() / sine).add_(sine + _LEAST_SINE)
-    along_a, along_b = (torch.where(moving, factor * along, 0) for along in (along_a, along_b))
+    moving = (known & (angle > least) & (angle < _RIGHT_ANGLE)).to(angle.dtype)
+    huber = angle.div_(_HUBER_BETA).clamp_(max=1).mul_(share).mul_(moving)
+    factor = huber.div_((sine + _LEAST_SINE).square_().addcmul_(cosine, cosine).clamp_(min=_LEAST_SINE**3))
+    cosine_by_sine = cosine / sine.clamp(min=_LEAST_SINE**3)
+    along_a = (factor * cosine_by_sine).mul_(_dot(b, b))
+    along_b = cosine_by_sine.mul_(cosine).add_(sine).add_(_LEAST_SINE).mul_(factor)
     return loss.flatten(1).sum(-1) * share, (along_a * a).addcmul_(along_b, b, value=-1)
 
 
-def _length(v: Tensor, dim: int = -1) -> Tensor:
-    """Euclidean length of vectors, with gradient 0 at zero."""
-    length: Tensor = torch.linalg.vector_norm(v, dim=dim)
+def _length(v: Tensor) -> Tensor:
+    """Euclidean length (...) of vectors (..., 3), with gradient 0 at zero."""
+    length: Tensor = torch.linalg.vector_norm(v, dim=-1)
     return length
 
 

@@ -94,7 +94,7 @@ def compute_objective(
             "focal": _focal_relative_to_diagonal(intrinsics[rows]),
             "is_metric": batch["is_metric"][rows],
             "generators": [
-                torch.Generator(device).manual_seed(patch_seed(seed, batch["info"][row]["sample_number"]))
+                torch.Generator().manual_seed(patch_seed(seed, batch["info"][row]["sample_number"]))
                 for row in rows.tolist()
             ],
         }

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from moge_core.errors import InputError
-from moge_core.losses import affine_invariant_global_loss, affine_invariant_local_loss, points
+from moge_core.losses import affine_invariant_global_loss, affine_invariant_local_loss, patches
 from moge_core.losses.anchors import anchor_weights, draw_anchors
 from moge_core.losses.common import in_full_precision
 
@@ -68,7 +68,7 @@ def test_an_instance_has_the_same_losses_alone_and_in_a_batch(monkeypatch: pytes
     generators = [torch.Generator().manual_seed(seed) for seed in range(3)]
     loss, metrics, scale = affine_invariant_global_loss(pred, true, align_resolution=12, sparsity_aware=True)
     local_loss, local_metrics = local(pred, true, scale, generator=generators, sparsity_aware=True)
-    monkeypatch.setattr(points, "_CHUNK_PIXELS", 1)
+    monkeypatch.setattr(patches, "_CHUNK_PIXELS_CPU", 1)
     for row in range(3):
         own = slice(row, row + 1)
         alone = affine_invariant_global_loss(pred[own], true[own], align_resolution=12, sparsity_aware=True)
