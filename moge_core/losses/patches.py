@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from moge_core.alignment import align_points_scale_xyz_shift
@@ -106,7 +105,7 @@ def affine_invariant_local_loss(
         loss = pred_points.new_zeros(batch_size)
         pooled = pred_points.new_zeros(batch_size, 4)
         by_scale, by_shift = torch.zeros_like(scale), torch.zeros_like(shift)
-        gradient = images.pred.new_zeros(3, images.pred[:, 0].numel()) if pred_points.requires_grad else None
+        gradient = torch.zeros_like(images.pred).flatten(1) if pred_points.requires_grad else None
         for rows in _chunks(images, len(scale)):
             part = patches.part(rows)
             error = _Error(images, part, scale[rows], shift[rows])
@@ -116,7 +115,7 @@ def affine_invariant_local_loss(
                 by_scale[rows], by_shift[rows] = error.add_gradient(beta, factor[rows], gradient)
         if gradient is not None:
             (by_samples,) = torch.autograd.grad(aligned, [pred_samples], [by_scale, by_shift])
-            images.add(gradient, patches.sample_pixels, by_samples.movedim(-1, 1))
+            images.add(gradient, patches.sample_pixels, by_samples.movedim(-1, 0))
             gradient = images.unpadded(gradient)
     return with_gradient(pred_points, loss, gradient), _pooled_metrics(pooled)
 
@@ -125,7 +124,7 @@ class _Images:
     """The point maps of a batch as planes, padded so that every square around a pixel lies inside.
 
     Attributes:
-        pred, true: (B, 3, H + 2 r, W + 2 r); 0 and NaN where the truth is unknown or outside.
+        pred, true: (3, B, H + 2 r, W + 2 r); 0 and NaN where the truth is unknown or outside.
         radius: (B, H, W) reach of a patch around each pixel.
         least_depth: (B,) a tenth of the harmonic mean depth.
         margin: r, half the side of a square.
@@ -134,24 +133,23 @@ class _Images:
 
     def __init__(self, pred: Tensor, true: Tensor, radius: Tensor, margin: int) -> None:
         valid = true.isfinite().all(-1)
-        pred, true = (
-            torch.where(valid[:, None], points.permute(0, 3, 1, 2), unknown)
-            for points, unknown in ((pred, 0), (true, math.nan))
-        )
-        pad = [margin] * 4
-        self.pred, self.true = F.pad(pred, pad).contiguous(), F.pad(true, pad, value=math.nan).contiguous()
+        size = 3, len(true), true.shape[1] + 2 * margin, true.shape[2] + 2 * margin
+        self.pred, self.true = true.new_zeros(size), true.new_full(size, math.nan)
+        inner = slice(margin, -margin)
+        self.pred[..., inner, inner] = torch.where(valid, pred.movedim(-1, 0), 0)
+        self.true[..., inner, inner] = torch.where(valid, true.movedim(-1, 0), math.nan)
         self.radius = radius
-        inverse_depth = 1 / (torch.where(valid, true[:, 2], 0) + 1e-7)
+        inverse_depth = 1 / (torch.where(valid, true[..., 2], 0) + 1e-7)
         self.least_depth = 0.1 / (masked_mean(inverse_depth, valid) + 1e-7)
         self.margin, self.side = margin, 2 * margin + 1
 
     def squares(self, planes: Tensor, instance: Tensor, anchor: Tensor) -> Tensor:
-        """Copies (M, 3, S, S) of the squares around anchors (M, 2)."""
-        batch_size, _, height, width = planes.shape
-        shape = (batch_size, 3, height - self.side + 1, width - self.side + 1, self.side, self.side)
+        """Copies (3, M, S, S) of the squares around anchors (M, 2)."""
+        _, batch_size, height, width = planes.shape
+        shape = (3, batch_size, height - self.side + 1, width - self.side + 1, self.side, self.side)
         plane = height * width
-        every_square = planes.as_strided(shape, (3 * plane, plane, width, 1, width, 1))
-        return every_square[instance, :, anchor[:, 0], anchor[:, 1]]
+        every_square = planes.as_strided(shape, (batch_size * plane, plane, width, 1, width, 1))
+        return every_square[:, instance, anchor[:, 0], anchor[:, 1]]
 
     def pixels(self, instance: Tensor, anchor: Tensor) -> Tensor:
         """Places (M, S, S) of the squares' pixels in a flat padded plane (B * H' * W')."""
@@ -161,15 +159,14 @@ class _Images:
         return corner[:, None, None] + offset[:, None] * width + offset
 
     def add(self, gradient: Tensor, pixels: Tensor, values: Tensor) -> None:
-        """Add values (M, 3, ...) to a gradient (3, B * H' * W') at pixels (M, ...)."""
-        for plane, value in zip(gradient, values.unbind(1), strict=True):
+        """Add values (3, M, ...) to a gradient (3, B * H' * W') at pixels (M, ...)."""
+        for plane, value in zip(gradient, values, strict=True):
             plane.scatter_add_(0, pixels.flatten(), value.flatten())
 
     def unpadded(self, gradient: Tensor) -> Tensor:
         """The inner part (B, H, W, 3) of a gradient of padded planes."""
-        batch_size, _, height, width = self.pred.shape
         inner = slice(self.margin, -self.margin)
-        return gradient.view(3, batch_size, height, width)[:, :, inner, inner].permute(1, 2, 3, 0).contiguous()
+        return gradient.view(self.pred.shape)[..., inner, inner].movedim(0, -1).contiguous()
 
 
 @dataclass(frozen=True)
@@ -212,7 +209,7 @@ def _sample_patches(images: _Images, anchors: Tensor, resolution: int) -> _Patch
         radius = images.radius[instance, anchor[:, 0], anchor[:, 1]]
         true = images.squares(images.true, instance, anchor)
         centre = true[:, :, images.margin, images.margin, None, None]
-        distance = (true - centre).square_().sum(1).sqrt_()
+        distance = (true - centre).square_().sum(0).sqrt_()
         member = distance <= radius[:, None, None]  # false where the truth is NaN
         sampled, (row, column) = masked_nearest_resize(mask=member, size=(resolution, resolution), return_index=True)
         at = (row * images.side + column).flatten(1)
@@ -224,8 +221,8 @@ def _sample_patches(images: _Images, anchors: Tensor, resolution: int) -> _Patch
                 radius=radius,
                 enough=member.flatten(1).sum(-1) >= _MIN_PATCH_PIXELS,
                 member=member,
-                pred=torch.stack([plane.flatten()[pixels] for plane in images.pred.unbind(1)], -1),
-                true=true.flatten(2).gather(2, at[:, None].expand(-1, 3, -1)).mT,
+                pred=torch.stack([plane.flatten()[pixels] for plane in images.pred], -1),
+                true=true.flatten(2).gather(2, at.expand(3, -1, -1)).movedim(0, -1),
                 weight=(sampled / (radius + 1e-7)[:, None, None]).flatten(1),
                 sample_pixels=pixels,
             )
@@ -237,39 +234,39 @@ def _sample_patches(images: _Images, anchors: Tensor, resolution: int) -> _Patch
 
 
 class _Error:
-    """Aligned predicted minus true points (M, 3, S, S) of some patches, 0 where a pixel does not belong."""
+    """Aligned predicted minus true points (3, M, S, S) of some patches, 0 where a pixel does not belong."""
 
     def __init__(self, images: _Images, patches: _Patches, scale: Tensor, shift: Tensor) -> None:
-        self.images, self.patches, self.scale = images, patches, scale
-        self.member, outside = patches.member, ~patches.member[:, None]
+        self.images, self.patches, self.scale = images, patches, scale[:, None, None]
+        outside = ~patches.member
         true = images.squares(images.true, patches.instance, patches.anchor)
         self.pred = images.squares(images.pred, patches.instance, patches.anchor).masked_fill_(outside, 0)
-        self.error = (self.pred * scale[:, None, None, None]).add_(shift[:, :, None, None]).sub_(true)
-        self.error.masked_fill_(outside, 0)
-        depth = true[:, 2].maximum(images.least_depth[patches.instance][:, None, None])
-        self.weight = depth.reciprocal_().masked_fill_(~self.member, 0)[:, None]
+        self.error = torch.addcmul(shift.T[..., None, None], self.pred, self.scale).sub_(true).masked_fill_(outside, 0)
+        depth = true[2].maximum(images.least_depth[patches.instance][:, None, None])
+        self.weight = depth.reciprocal_().masked_fill_(outside, 0)
 
     def loss(self, beta: float, factor: Tensor) -> Tensor:
         """Loss (M,) of each patch, a `factor` (M,) of the sum over its square."""
-        return smooth_l1(self.error.abs().mul_(self.weight), beta).flatten(1).sum(-1) * factor
+        return smooth_l1(self.error.abs().mul_(self.weight), beta).flatten(2).sum(-1).sum(0) * factor
 
     def pooled(self) -> Tensor:
         """Sums (M, 4) of truncated error, delta, pixels that belong, and all pixels."""
-        relative = self.error.square().sum(1).sqrt_().div_(self.patches.radius[:, None, None])
-        within = self.member & (relative < 1)
-        sums = [v.flatten(1).sum(-1) for v in (relative.clamp_(max=1), within, self.member)]
-        return torch.stack([*sums, torch.full_like(self.scale, self.images.side**2)], dim=1)
+        x, y, z = self.error
+        relative = (x * x).addcmul_(y, y).addcmul_(z, z).sqrt_().div_(self.patches.radius[:, None, None])
+        within = self.patches.member & (relative < 1)
+        sums = [v.flatten(1).sum(-1) for v in (relative.clamp_(max=1), within, self.patches.member)]
+        return torch.stack([*sums, torch.full_like(sums[0], self.images.side**2)], dim=1)
 
     def add_gradient(self, beta: float, factor: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """Add the direct gradient by the predicted points; returns that by scale (M,) and shift (M, 3)."""
         slope = self.error.sign().mul_(self.weight)
         if beta > 0:
             slope.mul_(self.error.abs().mul_(self.weight).div_(beta).clamp_(max=1))
-        slope.mul_(factor[:, None, None, None])
-        by_shift = slope.flatten(2).sum(-1)
-        by_scale = (self.pred * slope).flatten(1).sum(-1)
+        slope.mul_(factor[:, None, None])
+        by_shift = slope.flatten(2).sum(-1).T
+        by_scale = (self.pred * slope).flatten(2).sum(-1).sum(0)
         pixels = self.images.pixels(self.patches.instance, self.patches.anchor)
-        self.images.add(gradient, pixels, slope.mul_(self.scale[:, None, None, None]))
+        self.images.add(gradient, pixels, slope.mul_(self.scale))
         return by_scale, by_shift
 
 
