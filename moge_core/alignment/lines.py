@@ -91,7 +91,7 @@ def _suffix_sum(v: Tensor) -> Tensor:
     return v.flip(-1).cumsum(-1).flip(-1)
 
 
-def moving_part(anchors: Tensor, num_fixed: int) -> Tensor:
-    """What anchors (..., D) take from all points: themselves, but 0 in the fixed coordinates; in place."""
-    anchors[..., :num_fixed] = 0
+def moving_part(anchors: Tensor, num_fixed: int, dim: int = -1) -> Tensor:
+    """What anchors take from all points: themselves, but 0 in the fixed coordinates along `dim`; in place."""
+    anchors.narrow(dim, 0, num_fixed).zero_()
     return anchors

@@ -25,9 +25,9 @@ from moge_core.alignment.lines import moving_part, weighted_median
 from moge_core.alignment.sorting import Scratch, rows_per_chunk, sort_rows
 
 # Up to this many points every anchor is solved exactly; up to that many, pairs are looked at.
-_MAX_POINTS_FOR_ALL_LINES, _MAX_POINTS_FOR_PAIRS = 25, 150
-# (up to this many points, scales, lines solved) where pairs are looked at.
-_PAIR_SETTINGS = ((64, 32, 12), (_MAX_POINTS_FOR_PAIRS, 48, 16))
+_MAX_POINTS_FOR_ALL_LINES, _MAX_POINTS_FOR_PAIRS = 25, 80
+# Up to this many points the search is short: (up to, scales, lines solved).
+_SHORT_SEARCHES = ((64, 32, 12), (150, 48, 16))
 # Scales of step 1; ratios are taken of twice as many pairs of points, one per coordinate.
 _NUM_SCALES = 64
 # Local minima of step 2, and further scales around each.
@@ -56,10 +56,13 @@ _Found = tuple[Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True)
 class _Problems:
-    """B problems of N points in D coordinates, in float64; what has no weight is 0."""
+    """B problems of N points in D coordinates, in float64; what has no weight is 0.
 
-    source: Tensor  # (B, N, D)
-    target: Tensor  # (B, N, D)
+    Elements are numbered coordinate by coordinate: element c * N + i is coordinate c of point i.
+    """
+
+    source: Tensor  # (B, D, N)
+    target: Tensor  # (B, D, N)
     weight: Tensor  # (B, N)
     max_scale: Tensor  # (B, 1)
     num_fixed: int  # leading coordinates that the shift does not act on
@@ -94,7 +97,7 @@ class _Problems:
     def lines(self, anchors: Tensor, num_numbers: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, slice]]:
         """The problems along the lines that anchors (B, L) leave, flat and in chunks of R.
 
-        Yields x, y (R, N, D), weight (R, N, 1), max_scale (R, 1) and the chunk's rows among B * L. `num_numbers` is
+        Yields x, y (R, D, N), weight (R, 1, N), max_scale (R, 1) and the chunk's rows among B * L. `num_numbers` is
         what a row takes in the largest intermediate tensor.
         """
         problem = torch.arange(len(anchors), device=anchors.device)[:, None].expand(anchors.shape).flatten()
@@ -102,11 +105,12 @@ class _Problems:
         count = rows_per_chunk(anchors.device, num_numbers)
         for first in range(0, len(anchor), count):
             rows = slice(first, first + count)
+            own = problem[rows]
             x, y = (
-                v[problem[rows]].sub_(moving_part(v[problem[rows], anchor[rows]], self.num_fixed)[:, None])
+                v.index_select(0, own).sub_(moving_part(v[own, :, anchor[rows]], self.num_fixed, dim=1)[..., None])
                 for v in (self.source, self.target)
             )
-            yield x, y, self.weight[problem[rows], :, None], self.max_scale[problem[rows]], rows
+            yield x, y, self.weight.index_select(0, own)[:, None], self.max_scale[own], rows
 
 
 @torch.no_grad()
@@ -117,19 +121,20 @@ def search_anchors(
 
     A problem without a point of weight > 0 has an arbitrary anchor and element, all masked to 0.
     """
-    problems = _bounded(source.double(), target.double(), weight.double(), trunc, num_fixed)
+    source, target = (v.double().mT.contiguous() for v in (source, target))
+    problems = _bounded(source, target, weight.double(), trunc, num_fixed)
     num_problems, size = weight.shape
     search = _search
     if size <= _MAX_POINTS_FOR_ALL_LINES:
         search = _try_all
-    elif size <= _MAX_POINTS_FOR_PAIRS:
-        search = _search_by_pairs
+    elif size <= _SHORT_SEARCHES[-1][0]:
+        search = _search_shortly
     count = max(1, _MAX_OBJECTIVES // (size * _NUM_SCALES))
     parts = (problems.part(slice(first, first + count)) for first in range(0, num_problems, count))
     found = [_with_another_try(part, *search(part)) for part in parts]
     none = torch.zeros(2, 0, dtype=torch.long, device=weight.device)
     anchor, element = torch.cat([none, *found], -1)
-    return anchor, element
+    return anchor, element % size * source.shape[1] + element // size
 
 
 def _with_another_try(problems: _Problems, anchor: Tensor, element: Tensor, objective: Tensor) -> Tensor:
@@ -138,7 +143,7 @@ def _with_another_try(problems: _Problems, anchor: Tensor, element: Tensor, obje
     Then the best is a chance meeting of a few residuals, which no grid of scales leads to. Only on a CPU: an
     accelerator would have to wait for the answer which problems these are.
     """
-    size, dims = problems.source.shape[1:]
+    dims, size = problems.source.shape[1:]
     if problems.trunc is not None and size <= _MAX_POINTS_FOR_ANOTHER_TRY and anchor.device.type == "cpu":
         hopeless = (objective > _HOPELESS * problems.trunc * dims * problems.used.sum(-1)).nonzero()[:, 0]
         if len(hopeless) > 0:
@@ -152,10 +157,12 @@ def _try_all(problems: _Problems) -> _Found:
     return _best(anchors, *_solve_lines(problems, anchors))
 
 
-def _search_by_pairs(problems: _Problems) -> _Found:
+def _search_shortly(problems: _Problems) -> _Found:
     size = problems.weight.shape[1]
-    num_scales, num_lines = next(setting for limit, *setting in _PAIR_SETTINGS if size <= limit)
-    objectives = _objectives_by_pairs(problems, _initial_scales(problems, num_scales))
+    num_scales, num_lines = next(setting for limit, *setting in _SHORT_SEARCHES if size <= limit)
+    scales = _initial_scales(problems, num_scales)
+    look = _objectives_by_pairs if size <= _MAX_POINTS_FOR_PAIRS else _objectives_of_all_anchors
+    objectives = look(problems, scales)
     anchors = objectives.amin(1).topk(num_lines, largest=False).indices
     return _best(anchors, *_solve_lines(problems, anchors))
 
@@ -196,7 +203,7 @@ def _bounded(source: Tensor, target: Tensor, weight: Tensor, trunc: float | None
 
 
 def _typical_magnitude(values: Tensor) -> Tensor:
-    """Median (B, 1) of the magnitudes other than 0 of values (B, N, D); 1 where all are 0."""
+    """Median (B, 1) of the magnitudes other than 0 of values (B, D, N); 1 where all are 0."""
     ascending, _ = sort_rows(values.abs().flatten(1))
     count = (ascending > 0).sum(-1, keepdim=True)
     middle = ascending.gather(-1, (ascending.shape[-1] - 1 - count // 2).clamp(min=0))
@@ -214,11 +221,11 @@ def _initial_scales(problems: _Problems, number: int) -> Tensor:
     anchor, point = used_first.gather(-1, anchor), used_first.gather(-1, point)
 
     x, y = (
-        _points_at(v, point) - moving_part(_points_at(v, anchor), problems.num_fixed)
+        _points_at(v, point) - moving_part(_points_at(v, anchor), problems.num_fixed, dim=1)
         for v in (problems.source, problems.target)
     )
     ratio = (y / x).flatten(1)
-    slope = (problems.weight.gather(-1, point)[..., None] * x.abs()).flatten(1)
+    slope = (problems.weight.gather(-1, point)[:, None] * x.abs()).flatten(1)
     usable = (slope > 0) & (ratio.abs() < problems.max_scale)
     ratio, order = sort_rows(torch.where(usable, ratio, problems.max_scale))
     share = _share(torch.where(usable, slope, 0)) + _share(usable.double())
@@ -234,8 +241,8 @@ def _share(values: Tensor) -> Tensor:
 
 
 def _points_at(points: Tensor, index: Tensor) -> Tensor:
-    """Points (B, N, D) at indices (B, M): (B, M, D)."""
-    return points.gather(1, index[..., None].expand(*index.shape, points.shape[-1]))
+    """Points (B, D, N) at indices (B, M): (B, D, M)."""
+    return points.gather(2, index[:, None].expand(-1, points.shape[1], -1))
 
 
 # Step 2.
@@ -251,7 +258,7 @@ def _objectives_of_all_anchors(problems: _Problems, scales: Tensor) -> Tensor:
 def _objectives_of_chunk(problems: _Problems, scales: Tensor) -> Tensor:
     weight = problems.weight[:, None]
     objectives = scales.new_zeros(*scales.shape, weight.shape[-1])
-    coordinates = zip(problems.source.unbind(-1), problems.target.unbind(-1), strict=True)
+    coordinates = zip(problems.source.unbind(1), problems.target.unbind(1), strict=True)
     for coordinate, (source, target) in enumerate(coordinates):
         residual = torch.addcmul(target[:, None], source[:, None], scales[..., None], value=-1)
         if coordinate < problems.num_fixed:
@@ -288,15 +295,15 @@ def _objectives_of_shifts(problems: _Problems, residual: Tensor) -> Tensor:
 
 def _objectives_by_pairs(problems: _Problems, scales: Tensor) -> Tensor:
     """As `_objectives_of_all_anchors`, in float32, from the N^2 differences of all points at each scale."""
-    num_problems, size, dims = problems.source.shape
+    num_problems, dims, size = problems.source.shape
     num_scales = scales.shape[1]
     # Scales of the order of 1 keep float32 in its range.
     unit = problems.max_scale / _MAX_SCALE
     scales = (scales / unit).float()[..., None]
-    planes = [v.transpose(1, 2) for v in (problems.source * unit[..., None], problems.target)]
+    planes = problems.source * unit[..., None], problems.target
     weight = problems.weight[:, None]
     weighted = [(v * weight)[:, None] for v in planes]
-    anchors = [moving_part(v.mT.clone(), problems.num_fixed)[..., None] for v in planes]
+    anchors = [moving_part(v.mT.clone(), problems.num_fixed, dim=2)[..., None] for v in planes]
     weight = weight[:, None]
 
     objectives = torch.empty(num_problems, num_scales, size, device=scales.device)
