@@ -23,6 +23,7 @@ from torch import Tensor
 
 from moge_core.alignment.lines import moving_part, weighted_median
 from moge_core.alignment.sorting import Scratch, rows_per_chunk, sort_rows
+from moge_core.tensors import zero_unless_
 
 # Up to this many points every anchor is solved exactly; up to that many, pairs are looked at.
 _MAX_POINTS_FOR_ALL_LINES, _MAX_POINTS_FOR_PAIRS = 25, 80
@@ -366,13 +367,13 @@ def _solve_lines(problems: _Problems, anchors: Tensor) -> tuple[Tensor, Tensor, 
         moving = (slope > 0) & (ratio.abs() + half_width < max_scale)  # false where the ratio is NaN
         ratio = torch.where(moving, ratio, max_scale)
         # Elements that no scale moves add a constant.
-        constant = problems.truncate(y.mul_(weight).flatten(1).masked_fill_(moving, 0)).sum(-1)
-        slope.masked_fill_(~moving, 0)
+        constant = problems.truncate(zero_unless_(y.mul_(weight).flatten(1), ~moving)).sum(-1)
+        slope = zero_unless_(slope, moving)
         if problems.trunc is None:
             element, objective = weighted_median(ratio, slope)
         else:
             element, objective = _sweep(
-                ratio, slope, half_width.masked_fill_(~moving, 0), problems.trunc, problems.scratch
+                ratio, slope, zero_unless_(half_width, moving), problems.trunc, problems.scratch
             )
         solved.append((ratio.gather(-1, element[:, None])[:, 0], element, objective + constant))
     scale, element, objective = (torch.cat(part).view(anchors.shape) for part in zip(*solved, strict=True))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from moge_core.errors import InputError
+from moge_core.tensors import is_finite, zero_unless_
 
 _NUM_TESTS = 64
 _NUM_CLASSES = 4
@@ -70,8 +71,7 @@ def anchor_weights(points: Tensor, radius_3d: Tensor, radius_2d: int, generator:
     for first_row, class_offsets in enumerate(offsets.tolist()):
         for down, right in class_offsets:
             _count_hits(hits, planes, reach, first_row, down, right)
-    known = points.isfinite().all(-1)
-    return torch.where(known, 1 / hits.clamp(min=1), 0)
+    return zero_unless_(1 / hits.clamp(min=1), is_finite(points))
 
 
 def _count_hits(hits: Tensor, planes: Tensor, reach: Tensor, first_row: int, down: int, right: int) -> None:
@@ -84,12 +84,11 @@ def _count_hits(hits: Tensor, planes: Tensor, reach: Tensor, first_row: int, dow
         return
     here = (slice(top, bottom, _NUM_CLASSES), slice(left, stop))
     there = (slice(top + down, bottom + down, _NUM_CLASSES), slice(left + right, stop + right))
-    difference = planes[0][there] - planes[0][here]
-    distance = difference * difference
-    for plane in planes[1:]:
-        torch.sub(plane[there], plane[here], out=difference)
-        distance.addcmul_(difference, difference)
-    hits[here] += distance.le_(reach[here])  # 0 wherever NaN or infinity is involved
+    difference = planes[:, *there] - planes[:, *here]
+    left_over = reach[here]
+    for axis in difference:
+        left_over = torch.addcmul(left_over, axis, axis, value=-1)
+    hits[here] += left_over.ge_(0)  # 0 wherever NaN or infinity is involved
 
 
 def _draw(weights: Tensor, count: int, generator: torch.Generator | None) -> Tensor:

@@ -24,6 +24,7 @@ from moge_core.losses.common import (
     smooth_l1,
     with_gradient,
 )
+from moge_core.tensors import is_finite, length_of_planes, planes_of, zero_unless_
 
 # A patch of fewer valid pixels says too little about its own scale and shift.
 _MIN_PATCH_PIXELS = 32
@@ -124,21 +125,21 @@ class _Images:
     """The point maps of a batch as planes, padded so that every square around a pixel lies inside.
 
     Attributes:
-        pred, true: (3, B, H + 2 r, W + 2 r); 0 and NaN where the truth is unknown or outside.
-        radius: (B, H, W) reach of a patch around each pixel.
+        pred, true: (3, B, H + 2 r, W + 2 r), 0 and NaN outside; pred is 0 where the truth is unknown.
+        radius: (B, H, W) reach of a patch around each pixel, NaN where the truth is unknown.
         least_depth: (B,) a tenth of the harmonic mean depth.
         margin: r, half the side of a square.
         side: 2 r + 1.
     """
 
     def __init__(self, pred: Tensor, true: Tensor, radius: Tensor, margin: int) -> None:
-        valid = true.isfinite().all(-1)
+        valid = is_finite(true)
         size = 3, len(true), true.shape[1] + 2 * margin, true.shape[2] + 2 * margin
         self.pred, self.true = true.new_zeros(size), true.new_full(size, math.nan)
         inner = slice(margin, -margin)
-        self.pred[..., inner, inner] = torch.where(valid, pred.movedim(-1, 0), 0)
-        self.true[..., inner, inner] = torch.where(valid, true.movedim(-1, 0), math.nan)
-        self.radius = radius
+        self.pred[..., inner, inner] = planes_of(pred, valid)
+        self.true[..., inner, inner] = true.movedim(-1, 0)
+        self.radius = torch.where(valid, radius, math.nan)  # nothing is within reach of an unknown pixel
         inverse_depth = 1 / (torch.where(valid, true[..., 2], 0) + 1e-7)
         self.least_depth = 0.1 / (masked_mean(inverse_depth, valid) + 1e-7)
         self.margin, self.side = margin, 2 * margin + 1
@@ -209,8 +210,7 @@ def _sample_patches(images: _Images, anchors: Tensor, resolution: int) -> _Patch
         radius = images.radius[instance, anchor[:, 0], anchor[:, 1]]
         true = images.squares(images.true, instance, anchor)
         centre = true[:, :, images.margin, images.margin, None, None]
-        distance = (true - centre).square_().sum(0).sqrt_()
-        member = distance <= radius[:, None, None]  # false where the truth is NaN
+        member = length_of_planes(true - centre) <= radius[:, None, None]  # false where the truth is NaN
         sampled, (row, column) = masked_nearest_resize(mask=member, size=(resolution, resolution), return_index=True)
         at = (row * images.side + column).flatten(1)
         pixels = images.pixels(instance, anchor).flatten(1).gather(1, at)
@@ -238,12 +238,12 @@ class _Error:
 
     def __init__(self, images: _Images, patches: _Patches, scale: Tensor, shift: Tensor) -> None:
         self.images, self.patches, self.scale = images, patches, scale[:, None, None]
-        outside = ~patches.member
         true = images.squares(images.true, patches.instance, patches.anchor)
-        self.pred = images.squares(images.pred, patches.instance, patches.anchor).masked_fill_(outside, 0)
-        self.error = torch.addcmul(shift.T[..., None, None], self.pred, self.scale).sub_(true).masked_fill_(outside, 0)
+        self.pred = zero_unless_(images.squares(images.pred, patches.instance, patches.anchor), patches.member)
+        error = torch.addcmul(shift.T[..., None, None], self.pred, self.scale).sub_(true)
+        self.error = zero_unless_(error, patches.member)
         depth = true[2].maximum(images.least_depth[patches.instance][:, None, None])
-        self.weight = depth.reciprocal_().masked_fill_(outside, 0)
+        self.weight = zero_unless_(depth.reciprocal_(), patches.member)
 
     def loss(self, beta: float, factor: Tensor) -> Tensor:
         """Loss (M,) of each patch, a `factor` (M,) of the sum over its square."""
@@ -251,8 +251,7 @@ class _Error:
 
     def pooled(self) -> Tensor:
         """Sums (M, 4) of truncated error, delta, pixels that belong, and all pixels."""
-        x, y, z = self.error
-        relative = (x * x).addcmul_(y, y).addcmul_(z, z).sqrt_().div_(self.patches.radius[:, None, None])
+        relative = length_of_planes(self.error).div_(self.patches.radius[:, None, None])
         within = self.patches.member & (relative < 1)
         sums = [v.flatten(1).sum(-1) for v in (relative.clamp_(max=1), within, self.patches.member)]
         return torch.stack([*sums, torch.full_like(sums[0], self.images.side**2)], dim=1)

@@ -15,6 +15,7 @@ from moge_core.losses.common import (
     smooth_l1,
     with_gradient,
 )
+from moge_core.tensors import dot_of_planes, is_finite, length_of_planes, planes_of, zero_unless_
 
 _HUBER_BETA = math.radians(3)
 _RIGHT_ANGLE = math.radians(90)
@@ -47,7 +48,7 @@ def normal_loss(points: Tensor, gt_points: Tensor) -> LossAndMetrics:
         step = max(1, _BAND_PIXELS // (batch_size * width)) if points.device.type == "cpu" else max(height, 1)
         for first in range(0, height - 1, step):
             band = slice(first, first + step + 1)
-            valid = gt_points[:, band].isfinite().all(-1)
+            valid = is_finite(gt_points[:, band])
             predicted, true = _Edges(points[:, band], valid), _Edges(gt_points[:, band], valid)
             loss += _corner_losses(predicted, true, valid, share, needs_gradient=gradient is not None)
             if gradient is not None:
@@ -94,7 +95,7 @@ def edge_loss(points: Tensor, gt_points: Tensor) -> LossAndMetrics:
     """
     check_point_maps(points, gt_points, "points")
     with torch.no_grad():
-        valid = gt_points.isfinite().all(-1)
+        valid = is_finite(gt_points)
         height, width = valid.shape[1:]
         predicted, true = _Edges(points, valid), _Edges(gt_points, valid)
         loss = points.new_zeros(len(points))
@@ -121,7 +122,7 @@ def normal_map_loss(pred_normal: Tensor, gt_normal: Tensor) -> LossAndMetrics:
         loss (B,): mean over all pixels, 0 where the truth is unknown. No metrics.
     """
     check_point_maps(pred_normal, gt_normal, "pred_normal")
-    valid = gt_normal.isfinite().all(-1)
+    valid = is_finite(gt_normal)
     pred, true = (F.normalize(_known(normal, valid), dim=-1) for normal in (pred_normal, gt_normal))
     cosine = (pred * true).sum(-1)
     # Two sines, each exact for one way of losing unit length to rounding; the smaller is the truer.
@@ -144,7 +145,7 @@ class _Edges:
     """
 
     def __init__(self, points: Tensor, valid: Tensor) -> None:
-        planes = torch.where(valid, points.movedim(-1, 0), 0)
+        planes = planes_of(points, valid)
         self.across, self._across_length = _unit(planes.diff(dim=3))
         self.down, self._down_length = _unit(planes.diff(dim=2))
         self.by_across, self.by_down = torch.zeros_like(self.across), torch.zeros_like(self.down)
@@ -160,7 +161,7 @@ class _Edges:
 
 def _unit(v: Tensor) -> tuple[Tensor, Tensor]:
     """Vectors (3, ...) brought to unit length, and their length (...); the shortest stay shorter."""
-    length = _dot(v, v).sqrt_().clamp_(min=1e-18)
+    length = length_of_planes(v).clamp_(min=1e-18)
     return v / length, length
 
 
@@ -173,11 +174,6 @@ def _cross(a: Tensor, b: Tensor) -> Tensor:
     return product
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Dot product (...) of vectors (3, ...)."""
-    return (a[0] * b[0]).addcmul_(a[1], b[1]).addcmul_(a[2], b[2])
-
-
 def _angle_loss(a: Tensor, b: Tensor, known: Tensor, least: float, share: float) -> tuple[Tensor, Tensor]:
     """`share` of the sum of Huber losses of the angles between vectors (3, B, H, W), and its gradient by the first.
 
@@ -187,16 +183,16 @@ def _angle_loss(a: Tensor, b: Tensor, known: Tensor, least: float, share: float)
         loss (B,), gradient (3, B, H, W).
     """
     product = _cross(a, b)
-    sine, cosine = _dot(product, product).sqrt_(), _dot(a, b)
+    sine, cosine = length_of_planes(product), dot_of_planes(a, b)
     angle = torch.atan2(sine + _LEAST_SINE, cosine)
-    loss = torch.where(known, smooth_l1(angle.clamp(least, _RIGHT_ANGLE), _HUBER_BETA), 0)
+    loss = zero_unless_(smooth_l1(angle.clamp(least, _RIGHT_ANGLE), _HUBER_BETA), known)
 
     # The gradient of atan2(|a x b| + e, a . b) lies in the plane of a and b.
     moving = (known & (angle > least) & (angle < _RIGHT_ANGLE)).to(angle.dtype)
     huber = angle.div_(_HUBER_BETA).clamp_(max=1).mul_(share).mul_(moving)
     factor = huber.div_((sine + _LEAST_SINE).square_().addcmul_(cosine, cosine).clamp_(min=_LEAST_SINE**3))
     cosine_by_sine = cosine / sine.clamp(min=_LEAST_SINE**3)
-    along_a = (factor * cosine_by_sine).mul_(_dot(b, b))
+    along_a = (factor * cosine_by_sine).mul_(dot_of_planes(b, b))
     along_b = cosine_by_sine.mul_(cosine).add_(sine).add_(_LEAST_SINE).mul_(factor)
     return loss.flatten(1).sum(-1) * share, (along_a * a).addcmul_(along_b, b, value=-1)
 
