@@ -52,6 +52,12 @@ def smooth_l1(error: Tensor, beta: float) -> Tensor:
     return quadratic.square() * (0.5 / beta) + (error - quadratic)
 
 
+def slope_of_smooth_l1(error: Tensor, weight: Tensor, beta: float) -> Tensor:
+    """Derivative of `smooth_l1(|error| weight, beta)` by the error."""
+    slope = error.sign().mul_(weight)
+    return slope if beta == 0 else slope.mul_(error.abs().mul_(weight).div_(beta).clamp_(max=1))
+
+
 def share_of_true(mask: Tensor) -> Tensor:
     """Share (N,) of true pixels of masks (N, ...)."""
     return mask.flatten(1).float().mean(1)

@@ -21,6 +21,7 @@ from moge_core.losses.common import (
     in_full_precision,
     masked_mean,
     share_of_true,
+    slope_of_smooth_l1,
     smooth_l1,
     with_gradient,
 )
@@ -258,10 +259,7 @@ class _Error:
 
     def add_gradient(self, beta: float, factor: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """Add the direct gradient by the predicted points; returns that by scale (M,) and shift (M, 3)."""
-        slope = self.error.sign().mul_(self.weight)
-        if beta > 0:
-            slope.mul_(self.error.abs().mul_(self.weight).div_(beta).clamp_(max=1))
-        slope.mul_(factor[:, None, None])
+        slope = slope_of_smooth_l1(self.error, self.weight, beta).mul_(factor[:, None, None])
         by_shift = slope.flatten(2).sum(-1).T
         by_scale = (self.pred * slope).flatten(2).sum(-1).sum(0)
         pixels = self.images.pixels(self.patches.instance, self.patches.anchor)

@@ -16,8 +16,11 @@ from moge_core.losses.common import (
     in_full_precision,
     masked_mean,
     share_of_true,
+    slope_of_smooth_l1,
     smooth_l1,
+    with_gradient,
 )
+from moge_core.tensors import is_finite, length_of_planes, planes_of, zero_unless_
 
 
 @in_full_precision
@@ -48,33 +51,44 @@ def affine_invariant_global_loss(
     """
     check_point_maps(pred_points, gt_points, "pred_points")
     check_alignment_options(align_resolution, beta)
-    valid = gt_points.isfinite().all(-1)
-    pred, true = (torch.where(valid[..., None], points, 0) for points in (pred_points, gt_points))
-    depth = true[..., 2]
-
-    pred_samples, true_samples, sampled = masked_nearest_resize(
-        pred, true, mask=valid, size=(align_resolution, align_resolution)
-    )
-    sample_weight = torch.where(sampled, 1 / true_samples[..., 2].clamp(min=0.01), 0)
-    scale, shift = align_points_scale_z_shift(
-        pred_samples.flatten(1, 2), true_samples.flatten(1, 2), sample_weight.flatten(1), trunc
-    )
-    failed = scale <= 0  # not true of NaN, which has to reach the loss
-    scale, shift = scale.masked_fill(failed, 0), shift.masked_fill(failed[:, None], 0)
-
-    weight = torch.where(valid, 1 / depth.clamp(min=1e-5), 0)
-    weight = weight.minimum(10 * masked_mean(weight, valid)[:, None, None])
-    weight = weight.masked_fill(failed[:, None, None], 0)
-    error = scale[:, None, None, None] * pred + shift[:, None, None] - true
-    loss = smooth_l1(error.abs() * weight[..., None], beta).mean((1, 2, 3))
-    if sparsity_aware:
-        loss = loss / (share_of_true(valid) / share_of_true(sampled).clamp(min=1e-7) + 1e-7)
-
+    height, width = gt_points.shape[1:3]
     with torch.no_grad():
-        relative = error.norm(dim=-1) / depth.clamp(min=1e-5)
+        valid = is_finite(gt_points)
+        pred, true = planes_of(pred_points, valid), planes_of(gt_points, valid)
+        depth = true[2]
+
+        resolution = (align_resolution, align_resolution)
+        sampled, (row, column) = masked_nearest_resize(mask=valid, size=resolution, return_index=True)
+        sample_pixels = (row * width + column).flatten(1).expand(3, -1, -1)
+        pred_samples, true_samples = (v.flatten(2).gather(2, sample_pixels).movedim(0, -1) for v in (pred, true))
+        sample_weight = torch.where(sampled.flatten(1), 1 / true_samples[..., 2].clamp(min=0.01), 0)
+        pred_samples.requires_grad_(pred_points.requires_grad)
+        with torch.enable_grad():
+            aligned = align_points_scale_z_shift(pred_samples, true_samples, sample_weight, trunc)
+        failed = aligned[0] <= 0  # not true of NaN, which has to reach the loss
+        scale, shift = aligned[0].masked_fill(failed, 0), aligned[1].masked_fill(failed[:, None], 0)
+
+        weight = zero_unless_(1 / depth.clamp(min=1e-5), valid)
+        weight = weight.minimum(10 * masked_mean(weight, valid)[:, None, None])
+        error = torch.addcmul(shift.T[..., None, None], pred, scale[:, None, None]).sub_(true)
+        factor = ~failed / (3 * height * width)
+        if sparsity_aware:
+            factor = factor / (share_of_true(valid) / share_of_true(sampled).clamp(min=1e-7) + 1e-7)
+        loss = smooth_l1(error.abs().mul_(weight), beta).flatten(2).sum(-1).sum(0) * factor
+
+        relative = length_of_planes(error).div_(depth.clamp(min=1e-5))
         empty = ~valid.flatten(1).any(1)
         metrics = {
             "truncated_error": masked_mean(relative.clamp(max=1), valid).masked_fill(empty, math.nan),
             "delta": masked_mean((relative < 1).to(relative.dtype), valid).masked_fill(empty, math.nan),
         }
-    return loss, metrics, scale.detach()
+
+        gradient = None
+        if pred_points.requires_grad:
+            slope = slope_of_smooth_l1(error, weight, beta).mul_(factor[:, None, None])
+            by_scale, by_shift = (slope * pred).flatten(2).sum(-1).sum(0), slope.flatten(2).sum(-1).T
+            (by_samples,) = torch.autograd.grad(aligned, [pred_samples], [by_scale, by_shift])
+            gradient = slope.mul_(scale[:, None, None])
+            gradient.flatten(2).scatter_add_(2, sample_pixels, by_samples.movedim(-1, 0))
+            gradient = gradient.movedim(0, -1).contiguous()
+    return with_gradient(pred_points, loss, gradient), metrics, scale
