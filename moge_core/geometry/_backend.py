@@ -64,7 +64,7 @@ def as_floating(name: str, value: Any) -> Any:
 
 def cast_like(xp: Any, value: Any, like: Any) -> Any:
     """`value` with the type, and for tensors the device, of `like`."""
-    return value.astype(like.dtype, copy=False) if xp is np else value.to(like)
+    return value.astype(like.dtype, copy=False) if xp is np else value.to(like, non_blocking=is_on_host(value))
 
 
 def check_map(name: str, value: Any, channels: int | None = None) -> None:

@@ -93,7 +93,7 @@ def _nearest_valid(
     """For every target pixel of every image, all flat: the flat source index, and whether that source is valid."""
 
     def move(table: npt.NDArray[Any]) -> Any:
-        return table if xp is np else xp.as_tensor(table, device=flat_mask.device)
+        return table if xp is np else xp.from_numpy(table).to(flat_mask.device, non_blocking=True)
 
     num_images = flat_mask.shape[0] // (height * width)
     num_columns, num_targets = len(columns.pixels), len(rows.pixels) * len(columns.pixels)

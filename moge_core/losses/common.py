@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
@@ -27,8 +28,9 @@ def in_full_precision(loss: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(loss)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        first = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
-        with torch.autocast(first.device.type, enabled=False):
+        device = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)).device.type
+        has_autocast = torch.amp.is_autocast_available(device)
+        with torch.autocast(device, enabled=False) if has_autocast else contextlib.nullcontext():
             return loss(*map(_raise, args), **{name: _raise(value) for name, value in kwargs.items()})  # type: ignore[arg-type]
 
     return run

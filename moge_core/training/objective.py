@@ -73,7 +73,7 @@ def compute_objective(
     device = output["points"].device
     depth, intrinsics = batch["depth"], batch["intrinsics"]
     labels: Sequence[str] = batch["label_type"]
-    has_losses = torch.tensor([bool(loss_sets[label]) for label in labels], device=device)
+    has_losses = _on_device([bool(loss_sets[label]) for label in labels], device)
     valid = has_losses & torch.isfinite(depth).flatten(1).any(dim=1)
     # One scalar in which every output takes part: all ranks then have the same gradients, and DDP need not search for
     # unused parameters.
@@ -84,7 +84,8 @@ def compute_objective(
     for label in sorted(set(labels)):
         if not loss_sets[label]:
             continue
-        rows = torch.tensor([row for row, own in enumerate(labels) if own == label], device=device)
+        row_numbers = [row for row, own in enumerate(labels) if own == label]
+        rows = _on_device(row_numbers, device)
         inputs: Inputs = {name: value[rows] for name, value in output.items()}
         inputs |= {
             "gt_points": depth_map_to_point_map(depth[rows], intrinsics[rows]),
@@ -95,7 +96,7 @@ def compute_objective(
             "is_metric": batch["is_metric"][rows],
             "generators": [
                 torch.Generator().manual_seed(patch_seed(seed, batch["info"][row]["sample_number"]))
-                for row in rows.tolist()
+                for row in row_numbers
             ],
         }
         weighted, found = _label_losses(inputs, loss_sets[label], label)
@@ -106,6 +107,11 @@ def compute_objective(
     metrics["loss"] = [torch.where(valid, per_instance.detach(), torch.nan)]
     metrics["monitoring.std"] = [output["points"].detach().flatten(1).std(dim=1)]
     return Objective(total, valid.sum(), {name: torch.cat(parts) for name, parts in metrics.items()})
+
+
+def _on_device(values: Sequence[int], device: torch.device) -> Tensor:
+    """A list as a tensor, without the device waiting for the host to have it."""
+    return torch.tensor(values).to(device, non_blocking=True)
 
 
 def patch_seed(seed: int, sample_number: int) -> int:
