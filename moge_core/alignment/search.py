@@ -29,8 +29,8 @@ from moge_core.tensors import zero_unless_
 _MAX_POINTS_FOR_ALL_LINES, _MAX_POINTS_FOR_PAIRS = 25, 80
 # Up to this many points the search is short: (up to, scales, lines solved).
 _SHORT_SEARCHES = ((64, 32, 12), (150, 48, 16))
-# Scales of step 1; ratios are taken of twice as many pairs of points, one per coordinate.
-_NUM_SCALES = 64
+# Scales of step 1, and ratios that they are quantiles of.
+_NUM_SCALES, _RATIOS_PER_SCALE = 64, 6
 # Local minima of step 2, and further scales around each.
 _NUM_MINIMA, _SCALES_PER_MINIMUM = 3, 4
 # Anchors of step 3, and further scales for each.
@@ -39,7 +39,7 @@ _NUM_ANCHORS, _SCALES_PER_ANCHOR = 32, 8
 _NUM_LINES = 8
 
 # Share of the truncated bound above which a search is not trusted, and the size above which chance matters little.
-_HOPELESS, _MAX_POINTS_FOR_ANOTHER_TRY = 0.85, 600
+_HOPELESS, _MAX_POINTS_FOR_ANOTHER_TRY = 0.5, 600
 
 # Objectives that are held at once, in numbers.
 _MAX_OBJECTIVES = 2**22
@@ -139,7 +139,7 @@ def search_anchors(
 
 
 def _with_another_try(problems: _Problems, anchor: Tensor, element: Tensor, objective: Tensor) -> Tensor:
-    """Anchor and element (2, B), found by trying all where a search left nearly everything truncated.
+    """Anchor and element (2, B), found by trying all where a search left most truncated.
 
     Then the best is a chance meeting of a few residuals, which no grid of scales leads to. Only on a CPU: an
     accelerator would have to wait for the answer which problems these are.
@@ -216,7 +216,8 @@ def _initial_scales(problems: _Problems, number: int) -> Tensor:
     device = problems.weight.device
     used_first, count = problems.used_first, problems.used.sum(-1, keepdim=True)
     # A sequence that fills the square evenly (Roberts 2018, from the plastic number) instead of random numbers.
-    pair = torch.arange(1, 2 * number + 1, device=device, dtype=torch.float64)
+    num_pairs = number * _RATIOS_PER_SCALE // problems.source.shape[1]
+    pair = torch.arange(1, num_pairs + 1, device=device, dtype=torch.float64)
     anchor = (pair * 0.7548776662466927 % 1 * count).long()
     point = (anchor + 1 + (pair * 0.5698402909980532 % 1 * (count - 1)).long()) % count.clamp(min=1)
     anchor, point = used_first.gather(-1, anchor), used_first.gather(-1, point)

@@ -57,7 +57,7 @@ def anchor_weights(points: Tensor, radius_3d: Tensor, radius_2d: int, generator:
 
     Pixels on distant or slanted surface have few neighbours in reach and weigh more. Rows take turns in four classes,
     and the pixels of a class share their 64 offsets: each pixel's expectation is the same as with offsets of its own,
-    at a small part of the cost, and the mean weight stays within a percent (docs/benchmarks.md).
+    at a small part of the cost. With one class alone the weights of a draw would rise and fall together.
 
     Args:
         points: (H, W, 3), NaN or infinite where unknown, which weighs 0.

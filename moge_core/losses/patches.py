@@ -49,6 +49,7 @@ def affine_invariant_local_loss(
     sparsity_aware: bool = False,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     anchors: Tensor | None = None,
+    method: str = "search",
 ) -> LossAndMetrics:
     """Depth-weighted L1 error of random patches, each after its own best scale and shift.
 
@@ -69,6 +70,7 @@ def affine_invariant_local_loss(
         sparsity_aware: as in the global loss, for each patch.
         generator: source of the random anchors: one, or one per instance; None for torch's own.
         anchors: (B, P, 2) rows and columns that replace the drawing and num_patches.
+        method: as in the global loss.
 
     Returns:
         loss (B,): sum over an instance's patches divided by their intended number; 0 where no patch is left.
@@ -95,7 +97,7 @@ def affine_invariant_local_loss(
         patches = _sample_patches(images, anchors, align_resolution)
         pred_samples = patches.pred.requires_grad_(pred_points.requires_grad)
         with torch.enable_grad():
-            aligned = align_points_scale_xyz_shift(pred_samples, patches.true, patches.weight, trunc)
+            aligned = align_points_scale_xyz_shift(pred_samples, patches.true, patches.weight, trunc, method=method)
         scale, shift = (v.detach() for v in aligned)
         kept = patches.enough & ~_scale_failed(
             scale, None if global_scale is None else global_scale.detach()[patches.instance]

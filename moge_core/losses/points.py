@@ -31,6 +31,7 @@ def affine_invariant_global_loss(
     beta: float = 0.0,
     trunc: float = 1.0,
     sparsity_aware: bool = False,
+    method: str = "search",
 ) -> tuple[Tensor, Metrics, Tensor]:
     """Depth-weighted L1 error of the point map after the best scale and z shift.
 
@@ -42,6 +43,7 @@ def affine_invariant_global_loss(
         trunc: bound on each weighted residual within the alignment; None for none.
         sparsity_aware: divide by the share of valid pixels relative to the share of valid samples, which gives sparse
             truth (LiDAR) the weight of dense truth.
+        method: search of the alignment, "search" or "exhaustive".
 
     Returns:
         loss (B,): 0 where the truth is empty or the best scale is not positive.
@@ -64,7 +66,7 @@ def affine_invariant_global_loss(
         sample_weight = torch.where(sampled.flatten(1), 1 / true_samples[..., 2].clamp(min=0.01), 0)
         pred_samples.requires_grad_(pred_points.requires_grad)
         with torch.enable_grad():
-            aligned = align_points_scale_z_shift(pred_samples, true_samples, sample_weight, trunc)
+            aligned = align_points_scale_z_shift(pred_samples, true_samples, sample_weight, trunc, method=method)
         failed = aligned[0] <= 0  # not true of NaN, which has to reach the loss
         scale, shift = aligned[0].masked_fill(failed, 0), aligned[1].masked_fill(failed[:, None], 0)
 

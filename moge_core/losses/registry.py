@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import importlib.metadata
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
 from moge_core.errors import ConfigError
 
-_ALIGNED = frozenset({"align_resolution", "beta", "trunc", "sparsity_aware"})
+_ALIGNED = frozenset({"align_resolution", "beta", "trunc", "sparsity_aware", "method"})
+
+ENTRY_POINT_GROUP = "moge.losses"
+"""Packages announce losses of their own under this group of entry points."""
 
 LOSS_PARAMETERS: Mapping[str, frozenset[str]] = MappingProxyType(
     {
@@ -40,13 +45,36 @@ LOSS_MODULES: Mapping[str, str] = MappingProxyType(
 """Loss name -> the module that defines it."""
 
 
+@functools.lru_cache
 def get_loss(name: str) -> Callable[..., Any]:
     """The loss function of that name; imports torch.
 
+    Args:
+        name: one of this package, one that an installed package announces as an entry point, or `module:function`.
+            A configuration allows modules in `loss_modules`; whoever calls this with a path has to do so too.
+
     Raises:
-        ConfigError: no loss has that name.
+        ConfigError: no loss has that name, or it can not be imported.
     """
-    if name not in LOSS_MODULES:
-        raise ConfigError("function", "must name a loss", found=repr(name), fix=f"Known: {', '.join(LOSS_MODULES)}.")
-    function: Callable[..., Any] = getattr(importlib.import_module(LOSS_MODULES[name]), name)
-    return function
+    module, _, attribute = name.partition(":")
+    try:
+        if name in LOSS_MODULES:
+            function = getattr(importlib.import_module(LOSS_MODULES[name]), name)
+        elif name in announced_losses():
+            function = announced_losses()[name].load()
+        elif attribute:
+            function = getattr(importlib.import_module(module), attribute)
+        else:
+            fix = f"Known: {', '.join((*LOSS_MODULES, *announced_losses()))}; or give module:function."
+            raise ConfigError("function", "must name a loss", found=repr(name), fix=fix)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError("function", f"{name!r} could not be imported: {error}") from error
+    if not callable(function):
+        raise ConfigError("function", f"{name!r} must be a function", found=type(function).__name__)
+    return function  # type: ignore[no-any-return]
+
+
+def announced_losses() -> dict[str, importlib.metadata.EntryPoint]:
+    """Losses of installed packages, by name; none is imported. Names of this package's own losses do not count."""
+    points = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
+    return {point.name: point for point in points if point.name not in LOSS_MODULES}

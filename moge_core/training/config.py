@@ -14,7 +14,7 @@ from pydantic import Field, PrivateAttr, field_validator
 from moge_core.configuration import StrictModel, deep_merge, load_json, parse_as
 from moge_core.errors import ConfigError
 from moge_core.loading.config import DataConfig
-from moge_core.losses.registry import LOSS_PARAMETERS
+from moge_core.losses.registry import LOSS_PARAMETERS, announced_losses
 from moge_core.models.config import parse_model_config
 from moge_core.training.expressions import check_expression
 from moge_core.training.torch_names import (
@@ -36,6 +36,8 @@ LOSS_OUTPUTS: Mapping[str, str] = {
     "normal_map_loss": "normal",
 }
 """The model output that each loss reads."""
+
+_LOSS_PATH = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
 
 INVALID_LABEL = "invalid"
 """Label of an instance that could not be loaded; published configurations give it an empty loss set."""
@@ -110,8 +112,9 @@ class LossTerm(StrictModel):
     @field_validator("function")
     @classmethod
     def _is_known(cls, name: str) -> str:
-        if name not in LOSS_PARAMETERS:
-            raise ValueError(f"must be one of {', '.join(sorted(LOSS_PARAMETERS))}")
+        if name not in LOSS_PARAMETERS and name not in announced_losses() and not re.fullmatch(_LOSS_PATH, name):
+            known = sorted({*LOSS_PARAMETERS, *announced_losses()})
+            raise ValueError(f"must be one of {', '.join(known)}, or a path `module:function`")
         return name
 
 
@@ -130,7 +133,10 @@ class SchedulerConfig(StrictModel):
 
 
 class TrainConfig(StrictModel):
-    """A training configuration with the sections of the published ones, plus our optional `run`."""
+    """A training configuration with the sections of the published ones, plus our optional `loss_modules` and `run`.
+
+    `loss_modules` lists the modules that losses may be imported from by their path.
+    """
 
     data: DataConfig
     model_version: Literal["v1", "v2"]
@@ -139,6 +145,7 @@ class TrainConfig(StrictModel):
     lr_scheduler: SchedulerConfig
     low_resolution_training_steps: Annotated[int, Field(ge=0)] = 0
     loss: dict[str, dict[str, LossTerm]]
+    loss_modules: list[str] = Field(default_factory=list)
     run: RunFlags = Field(default_factory=RunFlags)
 
     _source: Path = PrivateAttr(default=Path("configuration"))
@@ -294,6 +301,16 @@ def _check_loss_sets(config: TrainConfig, where: object) -> None:
             raise ConfigError(f"{where}: loss.{dataset.label_type}", "must hold at least one loss")
     for label, terms in config.loss.items():
         for key, term in terms.items():
+            module = term.function.partition(":")[0] if ":" in term.function else None
+            if module and module not in config.loss_modules:
+                raise ConfigError(
+                    f"{where}: loss.{label}.{key}.function",
+                    "must lie in a module that `loss_modules` allows",
+                    found=repr(term.function),
+                    fix=f'If you trust that code, add "loss_modules": [{json.dumps(module)}] to the configuration.',
+                )
+            if term.function not in LOSS_PARAMETERS:
+                continue  # known only once it is imported
             unknown = sorted(term.params.keys() - LOSS_PARAMETERS[term.function])
             if unknown:
                 raise ConfigError(
@@ -312,8 +329,8 @@ def _check_outputs(config: TrainConfig, where: object) -> None:
         functions = {term.function for term in terms.values()}
         for key, term in terms.items():
             at = f"{where}: loss.{label}.{key}.function"
-            needed = LOSS_OUTPUTS[term.function]
-            if needed not in outputs:
+            needed = LOSS_OUTPUTS.get(term.function)
+            if needed is not None and needed not in outputs:
                 found = f"a {config.model_version} model with {', '.join(sorted(outputs))}"
                 raise ConfigError(at, f"needs a model that predicts `{needed}`", found=found)
             if term.function == "metric_scale_loss" and "affine_invariant_global_loss" not in functions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,22 +22,48 @@ Result = tuple[Tensor, dict[str, Tensor]]
 
 GLOBAL_LOSS = "affine_invariant_global_loss"
 NORMAL_MAP_LOSS = "normal_map_loss"
+_POINT_METRICS = ("truncated_error", "delta")
+
+
+def check_losses(loss_sets: LossSets) -> None:
+    """Import every loss and see whether those of other packages take their parameters.
+
+    Raises:
+        ConfigError: names the loss set, the key and what is wrong.
+    """
+    for label, terms in loss_sets.items():
+        for key, term in terms.items():
+            where = f"loss.{label}.{key}"
+            try:
+                function = get_loss(term.function)
+            except ConfigError as error:
+                raise ConfigError(f"{where}.function", str(error)) from error
+            if term.function in _CALLS or term.function == GLOBAL_LOSS:
+                continue
+            try:
+                inspect.signature(function).bind({}, {}, **term.params)
+            except TypeError as error:
+                raise ConfigError(f"{where}.params", f"do not fit {term.function}: {error}") from error
 
 
 def labels_with_normals(loss_sets: LossSets) -> tuple[str, ...]:
     """Labels whose losses read true normal maps; the loader computes them for these only."""
-    return tuple(
-        sorted(
-            label for label, terms in loss_sets.items() if any(t.function == NORMAL_MAP_LOSS for t in terms.values())
-        )
-    )
+    return tuple(sorted(label for label, terms in loss_sets.items() if any(map(_needs_normals, terms.values()))))
+
+
+def _needs_normals(term: LossTerm) -> bool:
+    return term.function == NORMAL_MAP_LOSS or bool(getattr(get_loss(term.function), "needs_normals", False))
 
 
 def metric_names(loss_sets: LossSets) -> list[str]:
     """Every metric that the objective can report, in a fixed order that all ranks share."""
-    keys = sorted({key for terms in loss_sets.values() for key in terms})
-    suffixed = [f"{key}{suffix}" for key in keys for suffix in ("", ".truncated_error", ".delta")]
-    return ["loss", *suffixed, "monitoring.std"]
+    names = {
+        f"{key}{suffix}"
+        for terms in loss_sets.values()
+        for key, term in terms.items()
+        for suffix in ("", *(f".{name}" for name in getattr(get_loss(term.function), "metrics", _POINT_METRICS)))
+    }
+    return ["loss", *sorted(names), "monitoring.std"]
 
 
 @dataclass
@@ -124,14 +151,16 @@ def _label_losses(inputs: Inputs, terms: Mapping[str, LossTerm], label: str) -> 
     scale: Tensor | None = None
     weighted = torch.zeros(inputs["points"].shape[0], device=inputs["points"].device)
     metrics: dict[str, Tensor] = {}
-    # The global loss finds the scale that others refer to, so it comes first wherever the configuration names it.
-    for key, term in sorted(terms.items(), key=lambda item: item[1].function != GLOBAL_LOSS):
+    # The global loss finds the scale that others refer to, so it comes first; then the order of their keys, not that of
+    # the configuration, tells in which order losses draw random patches and are added up.
+    for key, term in sorted(terms.items(), key=lambda item: (item[1].function != GLOBAL_LOSS, item[0])):
         function = get_loss(term.function)
         if term.function == GLOBAL_LOSS:
             loss, details, scale = function(inputs["points"], inputs["gt_points"], **term.params)
         else:
+            call = _CALLS.get(term.function, _foreign)
             try:
-                loss, details = _CALLS[term.function](function, inputs, scale, term.params)
+                loss, details = call(function, inputs, scale, term.params)
             except KeyError as error:
                 raise ConfigError(
                     f"loss.{label}.{key}", f"needs an output that the model does not have: {error.args[0]}"
@@ -155,6 +184,15 @@ def _metric_scale(
         raise KeyError(f"the scale that {GLOBAL_LOSS} finds; add it to this label's losses")
     # A scale of zero is how the losses write "unknown": it takes the instance out of this loss.
     return function(inputs["metric_scale"], torch.where(inputs["is_metric"], scale, 0.0), **params)
+
+
+def _foreign(
+    function: Callable[..., Result], inputs: Inputs, scale: Tensor | None, params: Mapping[str, Any]
+) -> Result:
+    """A loss of another package: `function(output, truth, **params)`, see docs/training.md."""
+    output = {name: inputs[name] for name in ("points", "mask", "normal", "metric_scale") if name in inputs}
+    names = ("gt_points", "mask_fin", "mask_inf", "gt_normal", "focal", "is_metric")
+    return function(output, {**{name: inputs[name] for name in names}, "scale": scale}, **params)
 
 
 _CALLS: Mapping[str, Callable[[Callable[..., Result], Inputs, Tensor | None, Mapping[str, Any]], Result]] = {

@@ -24,7 +24,7 @@ from moge_core.models import MoGeModel, build_model, init_backbone, load_weights
 from moge_core.training.checkpoints import TrainingState, load_training_state, parent_of, save_checkpoint
 from moge_core.training.config import TrainConfig
 from moge_core.training.flags import TrainFlags
-from moge_core.training.objective import compute_objective, labels_with_normals, metric_names
+from moge_core.training.objective import check_losses, compute_objective, labels_with_normals, metric_names
 from moge_core.training.optimization import (
     ExponentialMovingAverage,
     build_lr_scheduler,
@@ -73,6 +73,7 @@ class Trainer:
         self.stop_requested = False
 
         # --- model, optimiser, schedule ---
+        check_losses(config.loss)
         restored = load_training_state(self.workspace, flags.checkpoint) if flags.checkpoint else None
         if flags.checkpoint == "latest" and restored is None and self.is_main:
             logger.info("no checkpoint in %s yet: training starts anew", self.workspace.path)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -32,9 +33,11 @@ Solver = Callable[..., Solution]
 truncations = st.sampled_from([None, 1.0, 0.05])
 
 
-def solve(name: str, source: Tensor, target: Tensor, weight: Tensor, trunc: float | None) -> Solution:
+def solve(
+    name: str, source: Tensor, target: Tensor, weight: Tensor, trunc: float | None, method: str = "search"
+) -> Solution:
     """Any solver's result as scale (B,) and shift (B, 1) for depths or (B, 3) for points."""
-    result = getattr(alignment, name)(source, target, weight, trunc)
+    result = getattr(alignment, name)(source, target, weight, trunc, method=method)
     dims = 1 if source.dim() == weight.dim() else 3
     scale, shift = result if isinstance(result, tuple) else (result, torch.zeros(len(source), dims))
     if not isinstance(result, tuple) and name.endswith("shift"):
@@ -96,11 +99,13 @@ def golden_cases(golden_dir: Path) -> list[tuple[str, str, float | None, tuple[T
     return cases  # type: ignore[return-value]
 
 
-def test_no_objective_is_above_the_published_solvers(golden_dir: Path) -> None:
+@pytest.mark.parametrize("method", alignment.METHODS)
+def test_no_objective_is_above_the_published_solvers(golden_dir: Path, method: str) -> None:
     cases = golden_cases(golden_dir)
     assert len(cases) > 100
     for solver, name, trunc, (source, target, weight), reference in cases:
-        scale, shift = solve("align_depth_scale" if solver == "align" else solver, source, target, weight, trunc)
+        name_of_solver = "align_depth_scale" if solver == "align" else solver
+        scale, shift = solve(name_of_solver, source, target, weight, trunc, method)
         found = objective(source, target, weight, trunc, scale, shift)
         within = found <= reference * (1 + 1e-4) + 1e-5
         assert (within | (weight.sum(1) == 0)).all(), (name, found, reference)
@@ -167,11 +172,11 @@ def test_the_scale_and_shift_of_points_are_the_best_of_all_anchors(
     problem: tuple[Tensor, Tensor, Tensor], trunc: float | None
 ) -> None:
     source, target, weight = problem
-    for solver, moves in (
-        (align_points_scale_z_shift, [False, False, True]),
-        (align_points_scale_xyz_shift, [True] * 3),
+    for (solver, moves), method in itertools.product(
+        ((align_points_scale_z_shift, [False, False, True]), (align_points_scale_xyz_shift, [True] * 3)),
+        alignment.METHODS,
     ):
-        scale, shift = solver(source[None], target[None], weight[None], trunc)
+        scale, shift = solver(source[None], target[None], weight[None], trunc, method=method)
         if not weight.any():
             assert scale.item() == 0
             assert not shift.any()
