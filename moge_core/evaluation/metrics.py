@@ -31,11 +31,12 @@ Values = dict[str, float]
 # Alignments see the truth through this many samples.
 _SAMPLES = (64, 64)
 _MIN_SEGMENT_SAMPLES = 10
+_NORMAL_BOUNDS = (11.25, 22.5, 30)
 
 _POINT_KINDS = ("points_metric", "points_scale_invariant", "points_affine_invariant")
 _DEPTH_KINDS = ("depth_metric", "depth_scale_invariant", "depth_affine_invariant")
 _DISPARITY = "disparity_affine_invariant"
-PREDICTIONS = (*_POINT_KINDS, *_DEPTH_KINDS, _DISPARITY, "intrinsics")
+PREDICTIONS = (*_POINT_KINDS, *_DEPTH_KINDS, _DISPARITY, "intrinsics", "normal", "mask")
 """What a prediction may hold."""
 
 
@@ -46,16 +47,20 @@ def compute_metrics(pred: Mapping[str, Any], gt: Mapping[str, Any]) -> dict[str,
     Args:
         pred: arrays or tensors under any of `points_metric`, `points_scale_invariant`, `points_affine_invariant`
             (H, W, 3), `depth_metric`, `depth_scale_invariant`, `depth_affine_invariant`, `disparity_affine_invariant`
-            (H, W), `intrinsics` (3, 3) normalised.
+            (H, W), `intrinsics` (3, 3) normalised, `normal` (H, W, 3) of any length, `mask` (H, W) bool.
         gt: `depth_mask` (H, W) bool, the pixels that count, and what the predictions need of `depth` (H, W), `points`
             (H, W, 3), `intrinsics` (3, 3). `is_metric` (default False) admits the metric kinds, `has_sharp_boundary`
             (default False) the boundary metric, `segmentation_mask` (H, W) of ids with `segmentation_labels`
-            {name: id} the local points.
+            {name: id} the local points. `normal` (H, W, 3), not finite where unknown, is what a predicted normal map
+            is measured against. A predicted mask is measured against `depth_mask`: at every pixel, or with
+            `depth_mask_inf` (H, W) bool, infinite depth, only where one of the two says what is there.
 
     Returns:
         {kind: {measure: value}}: `rel`, the mean relative error, and `delta1`, the share of good pixels, for each kind
         of points, depth and disparity and for `local_points`; `mae` and `deviation` in degrees for `fov_x`;
-        `radius1_f1`, `radius2_f1`, `radius3_f1` for `boundary`. A value is NaN where no pixel counts.
+        `radius1_f1`, `radius2_f1`, `radius3_f1` for `boundary`; `mean` and `median` angle in degrees and the shares
+        `within_11.25`, `within_22.5` and `within_30` degrees for `normal`; `iou` for `mask`. A value is NaN where no
+        pixel counts.
 
     Raises:
         InputError: an unknown or empty prediction, missing truth, or shapes that do not fit.
@@ -74,6 +79,10 @@ def compute_metrics(pred: Mapping[str, Any], gt: Mapping[str, Any]) -> dict[str,
     if "intrinsics" in pred:
         predicted, true = (math.degrees(float(intrinsics_to_fov(side["intrinsics"])[0])) for side in (pred, gt))
         metrics["fov_x"] = {"mae": abs(predicted - true), "deviation": predicted - true}
+    if "normal" in pred:
+        metrics["normal"] = _normal_metrics(pred["normal"], gt["normal"])
+    if "mask" in pred:
+        metrics["mask"] = {"iou": _mask_iou(pred["mask"], gt["depth_mask"], gt.get("depth_mask_inf"))}
     return metrics
 
 
@@ -160,6 +169,25 @@ def _local_point_metrics(pred: Mapping[str, Any], gt: Mapping[str, Any]) -> dict
     return {"local_points": {"rel": _mean(rel), "delta1": _mean(delta1)}}
 
 
+def _normal_metrics(pred: Tensor, true: Tensor) -> Values:
+    """Angles between normal maps (H, W, 3) where the true one is known; a predicted zero is a right angle off."""
+    known = true.isfinite().all(-1)
+    pred, true = pred[known].double(), true[known].double()
+    sine, cosine = torch.linalg.cross(pred, true).norm(dim=-1), (pred * true).sum(-1)
+    angle = torch.rad2deg(torch.atan2(sine, cosine))
+    angle = torch.where((pred == 0).all(-1), 90, angle)
+    shares = {f"within_{bound:g}": (angle < bound).double().mean().item() for bound in _NORMAL_BOUNDS}
+    return {"mean": angle.mean().item(), "median": angle.median().item(), **shares}
+
+
+def _mask_iou(pred: Tensor, true: Tensor, infinite: Tensor | None) -> float:
+    """Intersection over union of masks (H, W); NaN where both are empty."""
+    if infinite is not None:
+        pred = pred & (true | infinite)
+    union = (pred | true).sum()
+    return ((pred & true).sum() / union).item()
+
+
 def _boundary_metrics(pred: Tensor, true: Tensor, mask: Tensor) -> Values:
     return {f"radius{radius}_f1": _boundary_f1(pred, true, mask, radius) for radius in (1, 2, 3)}
 
@@ -227,26 +255,31 @@ def _as_tensors(pred: Mapping[str, Any], gt: Mapping[str, Any]) -> tuple[dict[st
     needed = {"depth_mask"}
     needed |= {"points"} if any(kind in pred for kind in _POINT_KINDS) else set()
     needed |= {"depth"} if any(kind in pred for kind in (*_DEPTH_KINDS, _DISPARITY)) else set()
-    needed |= {"intrinsics"} & set(pred)
+    needed |= {"intrinsics", "normal"} & set(pred)
     needed |= {"segmentation_labels"} if "segmentation_mask" in gt else set()
     if missing := sorted(name for name in needed if gt.get(name) is None):
         raise InputError("gt", f"must hold {', '.join(missing)} for these predictions", found=", ".join(sorted(gt)))
 
     pred = {name: _tensor(f"pred.{name}", value) for name, value in pred.items()}
     device = next(iter(pred.values())).device
-    arrays = ("depth", "points", "depth_mask", "intrinsics", "segmentation_mask")
+    arrays = ("depth", "points", "depth_mask", "depth_mask_inf", "intrinsics", "segmentation_mask", "normal")
     gt = {
         name: _tensor(f"gt.{name}", value).to(device) if name in arrays else value
         for name, value in gt.items()
         if value is not None
     }
-    if gt["depth_mask"].dtype != torch.bool or gt["depth_mask"].dim() != 2:
-        found = f"{gt['depth_mask'].dtype} {tuple(gt['depth_mask'].shape)}"
-        raise InputError("gt.depth_mask", "must be (H, W) bool", found=found)
+    masks = {
+        "gt.depth_mask": gt["depth_mask"],
+        "pred.mask": pred.get("mask"),
+        "gt.depth_mask_inf": gt.get("depth_mask_inf"),
+    }
+    for name, mask in masks.items():
+        if mask is not None and (mask.dtype != torch.bool or mask.dim() != 2):
+            raise InputError(name, "must be (H, W) bool", found=f"{mask.dtype} {tuple(mask.shape)}")
     size = tuple(gt["depth_mask"].shape)
     for where, side in (("pred", pred), ("gt", gt)):
         for name in set(side) & {*PREDICTIONS, *arrays}:
-            expected = (3, 3) if name == "intrinsics" else (*size, 3) if name.startswith("points") else size
+            expected = (3, 3) if name == "intrinsics" else (*size, 3) if name.startswith(("points", "normal")) else size
             if tuple(side[name].shape) != expected:
                 raise InputError(f"{where}.{name}", f"must be {expected}", found=tuple(side[name].shape))
     return pred, gt

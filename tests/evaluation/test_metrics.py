@@ -207,3 +207,57 @@ def test_predictions_and_truth_that_do_not_fit_are_named(
 def test_an_empty_prediction_is_refused() -> None:
     with pytest.raises(InputError, match="nothing"):
         compute_metrics({}, scene()[1])
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.floats(0, 170), st.integers(0, 2**31))
+def test_normals_turned_by_an_angle_are_that_far_off(degrees: float, seed: int) -> None:
+    _, gt = scene()
+    rng = np.random.default_rng(seed)
+    true, axis = (v / np.linalg.norm(v, axis=-1, keepdims=True) for v in rng.normal(size=(2, 24, 32, 3)))
+    across = np.cross(true, axis)
+    across /= np.linalg.norm(across, axis=-1, keepdims=True)
+    angle = math.radians(degrees)
+    turned = 3 * (math.cos(angle) * true + math.sin(angle) * across)  # of any length
+    true[:5] = np.nan
+    found = compute_metrics({"normal": turned}, gt | {"normal": true})["normal"]
+    assert found["mean"] == pytest.approx(degrees, abs=1e-4)
+    assert found["median"] == pytest.approx(degrees, abs=1e-4)
+    for bound in (11.25, 22.5, 30):
+        if abs(degrees - bound) > 1e-3:
+            assert found[f"within_{bound:g}"] == (degrees < bound)
+
+
+def test_a_normal_of_no_direction_is_a_right_angle_off() -> None:
+    _, gt = scene()
+    true = np.tile(np.array([0.0, 0.0, -1.0]), (24, 32, 1))
+    assert compute_metrics({"normal": 0 * true}, gt | {"normal": true})["normal"]["mean"] == pytest.approx(90)
+
+
+def test_a_mask_is_measured_where_the_truth_says_what_is_there() -> None:
+    _, gt = scene()
+    gt["depth_mask"] = np.zeros((24, 32), bool)
+    gt["depth_mask"][:12] = True
+    pred = np.zeros((24, 32), bool)
+    pred[6:18] = True
+    assert compute_metrics({"mask": pred}, gt)["mask"]["iou"] == pytest.approx(6 / 18)
+    sky = np.zeros((24, 32), bool)
+    sky[20:] = True  # rows 12 to 20 are unknown
+    assert compute_metrics({"mask": pred}, gt | {"depth_mask_inf": sky})["mask"]["iou"] == pytest.approx(6 / 12)
+    assert compute_metrics({"mask": gt["depth_mask"]}, gt)["mask"]["iou"] == 1
+    gt["depth_mask"][:] = False
+    assert math.isnan(compute_metrics({"mask": gt["depth_mask"]}, gt)["mask"]["iou"])
+
+
+@pytest.mark.parametrize(
+    ("pred", "truth", "message"),
+    [
+        ({"normal": np.zeros((24, 32, 3))}, {}, "normal"),
+        ({"normal": np.zeros((24, 32))}, {"normal": np.zeros((24, 32, 3))}, r"pred\.normal"),
+        ({"mask": np.zeros((24, 32))}, {}, r"pred\.mask"),
+        ({"mask": np.zeros((24, 31), bool)}, {}, r"pred\.mask"),
+    ],
+)
+def test_normals_and_masks_that_do_not_fit_are_named(pred: dict[str, Any], truth: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        compute_metrics(pred, scene()[1] | truth)
