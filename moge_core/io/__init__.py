@@ -15,7 +15,7 @@ FileNotFoundError.
 
 from moge_core.io import limits
 from moge_core.io.depth import DepthWarning, read_depth, write_depth
-from moge_core.io.files import PathOrFile, atomic_open
+from moge_core.io.files import PathOrFile, atomic_open, file_digest
 from moge_core.io.headers import read_image_size
 from moge_core.io.image import read_image, write_image
 from moge_core.io.mask import read_mask, write_mask
@@ -30,6 +30,7 @@ __all__ = [
     "PathOrFile",
     "PointCloud",
     "atomic_open",
+    "file_digest",
     "limits",
     "read_depth",
     "read_image",

@@ -9,6 +9,7 @@ with atomic_open("points.ply") as file:
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import secrets
 from collections.abc import Iterator
@@ -125,3 +126,9 @@ def _read_all(file: Any, name: str, limit: int) -> bytes:
 
 def _not_a_file(found: object) -> InputError:
     return InputError("path_or_file", "must be a path or a binary file object", found=type(found).__name__)
+
+
+def file_digest(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

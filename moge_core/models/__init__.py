@@ -13,7 +13,7 @@ from moge_core.models.config import ModelConfigV1, ModelConfigV2, parse_model_co
 if TYPE_CHECKING:
     from moge_core.models.base import MoGeModel
     from moge_core.models.build import build_model
-    from moge_core.models.checkpoint import load_model, save_model
+    from moge_core.models.checkpoint import check_version, load_model, save_model
     from moge_core.models.weights import init_backbone, load_weights
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "ModelConfigV1",
     "ModelConfigV2",
     "build_model",
+    "check_version",
     "init_backbone",
     "load_model",
     "load_weights",
@@ -31,6 +32,7 @@ __all__ = [
 _HOMES = {
     "MoGeModel": "base",
     "build_model": "build",
+    "check_version": "checkpoint",
     "init_backbone": "weights",
     "load_model": "checkpoint",
     "load_weights": "weights",

@@ -19,11 +19,11 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from moge_core.errors import CheckpointError, ConfigError, WeightsError
-from moge_core.io.files import atomic_open
+from moge_core.io.files import atomic_open, file_digest
 from moge_core.models.base import MoGeModel
 from moge_core.models.build import model_of
 from moge_core.models.config import MODEL_CONFIGS, PATCH_SIZE, ModelConfig, parse_model_config, version_of
-from moge_core.models.weights import load_weights, read_tensors
+from moge_core.models.weights import check_weights, load_weights, read_tensors
 
 HUB_FILE = "model.pt"
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -48,36 +48,54 @@ def save_model(path: str | Path, model: MoGeModel, weights: Mapping[str, Tensor]
         CheckpointError: the file could not be written, e.g. because the disk is full; an older file stays as it was.
         InputError: the folder does not exist.
     """
-    path = Path(path)
     state = model.state_dict() if weights is None else weights
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    _write(Path(path), model.model_config, state)
+
+
+def _write(path: Path, model_config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     try:
         with atomic_open(path) as file:
             if path.suffix == ".safetensors":
                 from safetensors.torch import save
 
-                file.write(save(state, metadata={"model_config": json.dumps(model.model_config)}))
+                file.write(save(state, metadata={"model_config": json.dumps(model_config)}))
             else:
-                torch.save({"model_config": model.model_config, "model": state}, file)
+                torch.save({"model_config": dict(model_config), "model": state}, file)
     except (OSError, RuntimeError) as error:  # torch's archive writer hides the operating system's error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(path, "must be writable", found=reason, fix="Is there room on the disk?") from error
 
 
-def load_model(path_or_repo_id: str | Path) -> MoGeModel:
+def load_model(
+    path_or_repo_id: str | Path, *, strict: bool = True, model_config: Mapping[str, Any] | None = None
+) -> MoGeModel:
     """Load a model on the CPU, in evaluation mode, from a file or a Hugging Face repository.
 
     Args:
         path_or_repo_id: a `.pt` or `.safetensors` file, or e.g. "Ruicheng/moge-vitl", whose `model.pt` is fetched.
+        strict: False is for surgery: weights that the file lacks keep random values, others are left out, and a warning
+            lists both.
+        model_config: build this model of the same version instead of the file's own, e.g. with one more head.
 
     Raises:
-        CheckpointError: the file is missing, damaged, of another kind, or its weights are not those that its
+        CheckpointError: the file is missing, damaged, of another kind or version, or its weights are not those that the
             configuration describes.
+        ConfigError: `model_config` is wrong.
         WeightsError: the repository cannot be reached.
     """
     path = _locate(path_or_repo_id)
-    model_config, weights = read_model_file(path)
-    config = config_of_checkpoint(model_config, path)
+    own_config, weights = read_model_file(path)
+    if model_config is None:
+        config = config_of_checkpoint(own_config, path)
+    else:
+        version = version_of(model_config)
+        check_version(own_config, version, where=path)
+        config = parse_model_config(version, model_config)
+    if not strict:
+        model = model_of(config)
+        load_weights(model, weights, where=path, strict=False)
+        return model.eval()
     # Without memory first: a hostile configuration is refused before anything of its size is allocated.
     with torch.device("meta"):
         model = model_of(config)
@@ -101,6 +119,65 @@ def read_model_file(path: str | Path) -> ModelFile:
         found = f"the keys {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" if names else "nothing"
         raise CheckpointError(path, 'must hold {"model_config", "model"}', found=found, fix=_advice(payload))
     return ModelFile(model_config, weights)
+
+
+def describe_model_file(path: str | Path) -> dict[str, Any]:
+    """What a model file is: path, version, model_config, num_parameters, dtypes, step and sha256.
+
+    The step is what the file itself, its manifest or its name (`00012000.pt`, `00012000_ema.pt`) says, or None.
+
+    Raises:
+        CheckpointError: as `load_model`; the weights are compared with the configuration.
+    """
+    path = Path(path)
+    model_config, weights = read_model_file(path)
+    config = config_of_checkpoint(model_config, path)
+    with torch.device("meta"):
+        model = model_of(config)
+    check_weights(model, weights, where=path)
+    named = re.match(r"(\d{8})(_ema)?$", path.stem)
+    own = read_tensors(path).get("step")
+    return {
+        "path": str(path),
+        "version": model.version,
+        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "dtypes": ", ".join(sorted({str(weight.dtype).removeprefix("torch.") for weight in weights.values()})),
+        "step": own if isinstance(own, int) else int(named[1]) if named else None,
+        "sha256": file_digest(path),
+        "model_config": model_config,
+    }
+
+
+def convert_model_file(source: str | Path, target: str | Path) -> None:
+    """Write a model file in the other form, by the target's suffix (.pt or .safetensors); weights stay bit-equal.
+
+    Raises:
+        CheckpointError: the source is no model file whose weights fit its configuration, the target has another suffix
+            or exists already, or cannot be written.
+    """
+    source, target = Path(source), Path(target)
+    if target.suffix not in {".pt", ".safetensors"}:
+        raise CheckpointError(target, "must end in .pt or .safetensors", found=target.suffix or "no suffix")
+    if target.exists():
+        raise CheckpointError(target, "must not exist yet", fix="Remove it, or choose another name.")
+    model_config, weights = read_model_file(source)
+    with torch.device("meta"):
+        model = model_of(config_of_checkpoint(model_config, source))
+    check_weights(model, weights, where=source)
+    _write(target, model_config, weights)
+
+
+def check_version(model_config: Mapping[str, Any], version: str, where: object) -> None:
+    """Require that a checkpoint's `model_config` is of a version.
+
+    Raises:
+        CheckpointError: it is of the other one.
+    """
+    found = version_of(model_config)
+    if found != version:
+        raise CheckpointError(
+            where, f"must be a {version} checkpoint", found=f"a {found} one", fix=f'Set "model_version": "{found}".'
+        )
 
 
 def config_of_checkpoint(model_config: Mapping[str, Any], where: object) -> ModelConfig:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pickle
 import re
 import urllib.request
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -54,34 +55,88 @@ def init_backbone(model: MoGeModel, init: str | Path) -> None:
     load_weights(model.dinov2, weights, where=path)
 
 
-def load_weights(module: nn.Module, weights: Mapping[str, Any], where: object) -> None:
-    """Copy `weights` into `module`, all or nothing; a module on the meta device gets memory on the CPU.
+class LoadReport(NamedTuple):
+    """What a load that was not strict left out.
+
+    Attributes:
+        missing: parameters that the file does not have; they keep their values.
+        unexpected: entries of the file that the model does not have.
+        misfits: entries of another shape or kind, with the reason; the parameters keep their values.
+    """
+
+    missing: list[str]
+    unexpected: list[str]
+    misfits: dict[str, str]
+
+    @property
+    def complete(self) -> bool:
+        """Whether file and model have the same entries."""
+        return not (self.missing or self.unexpected or self.misfits)
+
+    def __str__(self) -> str:
+        titled = (("missing", self.missing), ("unexpected", self.unexpected), ("mis-shaped", self.misfits))
+        return "".join(f"\n  {title}: {_grouped(names, self.misfits)}" for title, names in titled if names)
+
+
+def load_weights(module: nn.Module, weights: Mapping[str, Any], where: object, *, strict: bool = True) -> LoadReport:
+    """Copy `weights` into `module`; a module on the meta device gets memory on the CPU.
+
+    Args:
+        module: a model, or a part of one.
+        weights: key -> tensor.
+        where: the file, for messages.
+        strict: take all or nothing. False is for surgery, such as a head that the file lacks: what fits is taken, the
+            rest is warned of and returned; the module must have memory.
+
+    Returns:
+        What was left out, nothing if strict.
 
     Raises:
-        CheckpointError: keys are missing, unexpected or of another shape, listed by module; nothing was copied.
+        CheckpointError: strict, and keys are missing, unexpected or of another shape, listed by module; or nothing at
+            all fits. Nothing was copied then.
     """
+    if strict:
+        check_weights(module, weights, where)
+        if any(tensor.is_meta for tensor in module.state_dict().values()):
+            module.to_empty(device="cpu")
+        module.load_state_dict(weights, strict=True)
+        return LoadReport([], [], {})
+    report = _compare(module, weights)
+    left_out = {*report.unexpected, *report.misfits}
+    fitting = {name: tensor for name, tensor in weights.items() if name not in left_out}
+    if not fitting:
+        raise CheckpointError(where, "must hold some weights of the model", found=str(report))
+    module.load_state_dict(fitting, strict=False)
+    if not report.complete:
+        warnings.warn(f"{where}: not everything was loaded:{report}", stacklevel=2)
+    return report
+
+
+def check_weights(module: nn.Module, weights: Mapping[str, Any], where: object) -> None:
+    """Require exactly the weights of the module.
+
+    Raises:
+        CheckpointError: keys are missing, unexpected or of another shape, listed by module.
+    """
+    report = _compare(module, weights)
+    if not report.complete:
+        raise CheckpointError(
+            where,
+            "must hold exactly the weights of the model",
+            found=str(report),
+            fix="\nWas the file written for another model version, encoder or configuration?",
+        )
+
+
+def _compare(module: nn.Module, weights: Mapping[str, Any]) -> LoadReport:
     own = module.state_dict()
-    missing = [name for name in own if name not in weights]
-    unexpected = [str(name) for name in weights if name not in own]
     misfits = {}
     for name, expected in own.items():
         given = weights.get(name)
         if given is not None and (problem := _misfit(given, expected)):
             misfits[name] = problem
-    problems = []
-    for title, names in (("missing", missing), ("unexpected", unexpected), ("mis-shaped", misfits)):
-        if names:
-            problems.append(f"\n  {title}: {_grouped(names, misfits)}")
-    if problems:
-        raise CheckpointError(
-            where,
-            "must hold exactly the weights of the model",
-            found="".join(problems),
-            fix="\nWas the file written for another model version, encoder or configuration?",
-        )
-    if any(tensor.is_meta for tensor in own.values()):
-        module.to_empty(device="cpu")
-    module.load_state_dict(weights, strict=True)
+    missing = [name for name in own if name not in weights]
+    return LoadReport(missing, [str(name) for name in weights if name not in own], misfits)
 
 
 def read_tensors(path: Path) -> Any:

@@ -27,7 +27,6 @@ from moge_core.training.workspace import (
     Workspace,
     WorkspaceChoice,
     choose_workspace,
-    file_digest,
     finished_workspaces,
 )
 
@@ -50,7 +49,6 @@ __all__ = [
     "build_optimizer",
     "check_training_inputs",
     "choose_workspace",
-    "file_digest",
     "finished_workspaces",
     "load_finetune_config",
     "load_train_config",

@@ -19,9 +19,9 @@ import torch
 from moge_core import __version__
 from moge_core.configuration import load_json
 from moge_core.errors import CheckpointError, WorkspaceError
-from moge_core.io.files import atomic_open
+from moge_core.io.files import atomic_open, file_digest
 from moge_core.models.weights import read_tensors
-from moge_core.training.workspace import CheckpointInfo, Workspace, file_digest, parse_checkpoint_flag, write_json
+from moge_core.training.workspace import CheckpointInfo, Workspace, parse_checkpoint_flag, write_json
 
 
 @dataclass

@@ -65,6 +65,11 @@ class RunFlags(StrictModel):
     checkpoint: str | None = Field(
         None, description="`latest`, a step number of this workspace, or the path of a `.pt` file to start from."
     )
+    checkpoint_strict: bool | None = Field(
+        None,
+        description="Require that a checkpoint has exactly the model's weights (default true). False takes what fits, "
+        "names the rest and trains it from new weights, e.g. a head that the checkpoint lacks.",
+    )
     init: str | None = Field(
         None,
         description="Backbone weights of a new model: `hub` (DINOv2 from the hub, default), `random`, or a local file.",

@@ -25,6 +25,7 @@ class TrainFlags:
     config: Path
     workspace: Path = Path("workspace/debug")
     checkpoint: str | None = None
+    checkpoint_strict: bool = True
     batch_size_forward: int = 8
     gradient_accumulation_steps: int = 1
     enable_gradient_checkpointing: bool = True
@@ -83,6 +84,7 @@ OPTIONS = [
     click.option("--config", required=True, type=click.Path(path_type=Path), help="Training configuration (JSON)."),
     _option("workspace", click.Path(path_type=Path), "Folder of the run (default workspace/debug)."),
     _option("checkpoint", str, _described("checkpoint") + " None starts anew."),
+    _option("checkpoint_strict", click.BOOL, _described("checkpoint_strict")),
     _option("num_iterations", click.IntRange(1), _described("num_iterations")),
     _option("batch_size_forward", click.IntRange(1), _described("batch_size_forward")),
     _option("gradient_accumulation_steps", click.IntRange(1), _described("gradient_accumulation_steps")),

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from moge_core.errors import ConfigError, MoGeError, NonFiniteError, TrainingError
 from moge_core.loading import TrainLoader
-from moge_core.models import MoGeModel, build_model, init_backbone, load_weights
+from moge_core.models import MoGeModel, build_model, check_version, init_backbone, load_weights
 from moge_core.training.checkpoints import TrainingState, load_training_state, parent_of, save_checkpoint
 from moge_core.training.config import TrainConfig
 from moge_core.training.flags import TrainFlags
@@ -84,7 +84,11 @@ class Trainer:
             with self.accelerator.local_main_process_first():  # one download per machine
                 init_backbone(model, flags.init)
         else:
-            load_weights(model, restored.model, where=restored.source)
+            check_version(restored.model_config, config.model_version, where=restored.source)
+            report = load_weights(model, restored.model, where=restored.source, strict=flags.checkpoint_strict)
+            if not report.complete:
+                # Another model: it begins at step 0, with what the file lent it.
+                restored = TrainingState(-1, restored.model_config, {}, source=restored.source)
         if flags.enable_gradient_checkpointing:
             model.enable_gradient_checkpointing()
         self.token_range: tuple[int, int] = model.num_tokens_range

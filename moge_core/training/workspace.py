@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import re
@@ -271,12 +270,6 @@ def finished_workspaces(root: Path) -> list[Workspace]:
     """The finished runs below `root`, newest first."""
     workspaces = [Workspace(root / str(number)) for number in sorted(_run_numbers(root), reverse=True)]
     return [each for each in workspaces if (status := each.status()) is not None and status.state == "finished"]
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

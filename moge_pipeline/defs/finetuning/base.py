@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from moge_core.errors import CheckpointError, WeightsError, WorkspaceError
-from moge_core.training import CheckpointInfo, file_digest, finished_workspaces
+from moge_core.io import file_digest
+from moge_core.training import CheckpointInfo, finished_workspaces
 from moge_pipeline.catalog import Catalog, FinetuneEntry
 from moge_pipeline.defs.training.execution import BaseCheckpoint
 
