@@ -330,3 +330,53 @@ def test_a_safetensors_file_with_a_damaged_configuration_is_refused(tmp_path: Pa
     save_file({"a": torch.zeros(1)}, path, metadata={"model_config": json.dumps(TINY_V1)})
     with pytest.raises(CheckpointError, match="missing"):
         load_model(path)
+
+
+# Surgery.
+
+
+@pytest.fixture
+def headless(tmp_path: Path) -> Path:
+    """A v2 model without a mask head."""
+    path = tmp_path / "headless.pt"
+    config = {key: value for key, value in TINY["v2"].items() if key != "mask_head"}
+    save_model(path, build_model("v2", **config))
+    return path
+
+
+def test_a_head_that_a_checkpoint_lacks_is_added_and_told(headless: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"missing: mask_head"):
+        load_model(headless, model_config=TINY["v2"])
+    with pytest.warns(UserWarning, match=r"headless.pt: not everything was loaded:\n  missing: mask_head"):
+        grown = load_model(headless, model_config=TINY["v2"], strict=False)
+    own, given = grown.state_dict(), load_model(headless).state_dict()
+    assert all(torch.equal(own[name], tensor) for name, tensor in given.items())
+    assert {name.partition(".")[0] for name in own.keys() - given.keys()} == {"mask_head"}
+
+
+def test_what_does_not_fit_is_left_as_it_was_and_returned(saved: Path) -> None:
+    model = tiny("v1")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    weights = torch.load(saved, weights_only=True)["model"]
+    name = next(iter(weights))
+    weights = {**weights, name: torch.zeros(3), "extra.weight": torch.zeros(1)}
+    with pytest.warns(UserWarning, match=r"mis-shaped(.|\n)*instead of"):
+        report = load_weights(model, weights, where=saved, strict=False)
+    assert (report.missing, report.unexpected, list(report.misfits)) == ([], ["extra.weight"], [name])
+    assert not report.complete
+    assert torch.equal(model.state_dict()[name], before[name])
+
+
+def test_a_complete_file_is_loaded_without_a_warning_however_strict(saved: Path) -> None:
+    assert load_weights(tiny("v1"), torch.load(saved, weights_only=True)["model"], saved, strict=False).complete
+
+
+def test_nothing_that_fits_is_an_error_even_if_not_strict() -> None:
+    with pytest.raises(CheckpointError, match="must hold some weights"):
+        load_weights(tiny("v1"), {"other.weight": torch.zeros(1)}, where="file", strict=False)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_checkpoint_of_the_other_version_is_named_as_such(saved: Path, strict: bool) -> None:
+    with pytest.raises(CheckpointError, match="must be a v2 checkpoint; found a v1 one"):
+        load_model(saved, model_config=TINY["v2"], strict=strict)

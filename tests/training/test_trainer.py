@@ -156,6 +156,32 @@ def test_a_finetuning_begins_at_step_0_with_the_weights_of_its_parent_and_names_
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
+def test_a_checkpoint_of_another_model_lends_what_fits_when_told_to(
+    tiny_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tiny_config(), tmp_path / "parent", "--num_iterations", "3")
+    changed = tiny_config(model={"last_conv_channels": 12})
+    parent = str(tmp_path / "parent" / "checkpoint" / "00000002.pt")
+    assert train(changed, tmp_path / "w", "--checkpoint", parent) == ExitCode.REFUSED
+    assert "mis-shaped" in capsys.readouterr().err
+    flags = ["--checkpoint", parent, "--checkpoint_strict", "False", "--num_iterations", "1"]
+    with pytest.warns(UserWarning, match=r"not everything was loaded(.|\n)*mis-shaped"):
+        assert train(changed, tmp_path / "w", *flags) == ExitCode.FINISHED
+    assert [line["step"] for line in metrics(tmp_path / "w")] == [0]
+    newest = Workspace(tmp_path / "w").latest_checkpoint()
+    assert newest is not None
+    assert newest.manifest["parent"]["path"] == parent
+
+
+def test_a_checkpoint_of_the_other_version_is_refused_as_such(
+    tiny_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parent = tmp_path / "v2.pt"
+    torch.save({"model_config": {"encoder": {"backbone": "dinov2_vitt14"}}, "model": {}}, parent)
+    assert train(tiny_config(), tmp_path / "w", "--checkpoint", str(parent)) == ExitCode.REFUSED
+    assert "must be a v1 checkpoint; found a v2 one" in capsys.readouterr().err
+
+
 def test_a_missing_dataset_is_told_in_seconds_with_the_command_that_mends_it(
     tiny_config: Config, tmp_path: Path
 ) -> None:
