@@ -54,8 +54,8 @@ def main() -> None:
     print("\n| what | ms | U | published code, U | extra memory |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for what, published, work in _work(Path(folder), device):
-            memory = _extra_memory(work, device)
-            seconds = median_seconds(partial(_finish, work, device), 5)
+            memory = extra_memory(work, device)
+            seconds = median_seconds(partial(finish, work, device), 5)
             in_units = f"{seconds / unit:.2f}" if unit else ""
             print(f"| {what} | {seconds * 1e3:.1f} | {in_units} | {published} | {memory:.0f} MB |", flush=True)
 
@@ -123,13 +123,14 @@ def _batch(folder: Path, device: torch.device, number: int) -> tuple[dict[str, A
     return {name: value.to(device) for name, value in batch.items()} | {"info": info}, guess.to(device)
 
 
-def _finish(work: Callable[[], object], device: torch.device) -> None:
+def finish(work: Callable[[], object], device: torch.device) -> None:
+    """Do the work and wait until the device has done it."""
     work()
     if device.type == "cuda":
         torch.cuda.synchronize()
 
 
-def _extra_memory(work: Callable[[], object], device: torch.device) -> float:
+def extra_memory(work: Callable[[], object], device: torch.device) -> float:
     """Peak memory in MB above what was held before; on a CPU of the first call, when nothing is cached yet."""
     if device.type == "cuda":
         work()

@@ -29,9 +29,20 @@ def run_maybe_checkpointed(module: nn.Module, x: Tensor, *, enabled: bool) -> Te
     return out
 
 
-def view_plane_map(like: Tensor, size: tuple[int, int], aspect_ratio: float) -> Tensor:
-    """View-plane coordinates (B, 2, h, w) of a map of `size` (h, w), with the batch, dtype and device of `like`."""
+def view_plane_map(like: Tensor, size: tuple[int, int], aspect_ratio: float | Tensor) -> Tensor:
+    """View-plane coordinates (B, 2, h, w) of a map of `size` (h, w), with the batch, dtype and device of `like`.
+
+    An aspect ratio that is a tensor belongs to a graph that is exported for any size, and so do the coordinates then.
+    """
     height, width = size
+    if isinstance(aspect_ratio, Tensor):
+        half_height = torch.rsqrt(1 + aspect_ratio.square())
+        u, v = ((torch.arange(side) + 0.5) * 2 / side - 1 for side in (width, height))
+        u, v = (
+            (u * (half_height * aspect_ratio)).expand(height, width),
+            (v * half_height)[:, None].expand(height, width),
+        )
+        return torch.stack([u, v]).to(like).expand(len(like), -1, -1, -1)
     uv: Tensor = normalized_view_plane_uv(width, height, aspect_ratio, dtype=torch.float32, device=like.device)
     return uv.permute(2, 0, 1).to(like.dtype).expand(len(like), -1, -1, -1)
 

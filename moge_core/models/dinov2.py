@@ -117,6 +117,8 @@ class DinoVisionTransformer(nn.Module):
     def _position_embedding(self, rows: int, columns: int) -> Tensor:
         """The table resized to (rows, columns), float32, (1, 1 + rows * columns, C)."""
         table = self.pos_embed.float()
+        if torch.compiler.is_exporting():
+            return _resized_for_any_size(table, rows, columns)
         if rows == columns == TABLE_SIDE:
             return table
         grid = table[:, 1:].reshape(1, TABLE_SIDE, TABLE_SIDE, self.dim).permute(0, 3, 1, 2)
@@ -124,6 +126,31 @@ class DinoVisionTransformer(nn.Module):
         scale = ((rows + 0.1) / TABLE_SIDE, (columns + 0.1) / TABLE_SIDE)
         grid = F.interpolate(grid, scale_factor=scale, mode="bicubic", antialias=False)
         return torch.cat([table[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
+
+
+def _resized_for_any_size(table: Tensor, rows: int, columns: int) -> Tensor:
+    """`_position_embedding` by two matrices, whose sizes an exported graph may leave open."""
+    grid = table[:, 1:].reshape(TABLE_SIDE, TABLE_SIDE, -1)
+    grid = torch.einsum("rs,sct->rct", _bicubic_matrix(rows), grid)
+    grid = torch.einsum("kc,rct->rkt", _bicubic_matrix(columns), grid)
+    return torch.cat([table[:, :1], grid.reshape(1, -1, table.shape[2])], dim=1)
+
+
+def _bicubic_matrix(length: int) -> Tensor:
+    """Weights (length, 37) of torch's bicubic interpolation (a = -0.75) along one side of the table."""
+    scale = (torch.scalar_tensor(length) + 0.1) / TABLE_SIDE
+    place = (torch.arange(length) + 0.5) / scale - 0.5
+    before = place.floor()
+    offset = place - before
+    weights = torch.zeros(length, TABLE_SIDE)
+    for step in (-1, 0, 1, 2):
+        distance = (offset - step).abs()
+        inner = ((-0.75 + 2) * distance - (-0.75 + 3)) * distance.square() + 1
+        outer = -0.75 * (((distance - 5) * distance + 8) * distance - 4)
+        source = (before + step).clamp(0, TABLE_SIDE - 1)
+        hit = (source[:, None] == torch.arange(TABLE_SIDE)).float()
+        weights = weights + torch.where(distance <= 1, inner, outer)[:, None] * hit
+    return weights
 
 
 class PatchEmbedding(nn.Module):

@@ -55,15 +55,20 @@ class MoGeModelV1(MoGeModel):
         height, width = image.shape[-2:]
         factor = math.sqrt(num_tokens * PATCH_SIZE**2 / (height * width))
         # A very long image still needs one row of patches.
-        size = tuple(max(PATCH_SIZE, int(factor * side)) for side in (height, width))
+        size = (max(PATCH_SIZE, int(factor * height)), max(PATCH_SIZE, int(factor * width)))
+        return self.predict(image, size, size[1] / size[0])
+
+    def predict(self, image: Tensor, size: tuple[int, int], aspect_ratio: float | Tensor) -> dict[str, Tensor]:
+        """`forward` on the image resized to `size` (h, w)."""
+        height, width = image.shape[-2:]
         image = F.interpolate(image, size, mode="bicubic", align_corners=False, antialias=True)
         image = (image - self.image_mean) / self.image_std
-        whole_patches = tuple(side // PATCH_SIZE * PATCH_SIZE for side in size)
+        whole_patches = (size[0] // PATCH_SIZE * PATCH_SIZE, size[1] // PATCH_SIZE * PATCH_SIZE)
         patched = F.interpolate(image, whole_patches, mode="bilinear", align_corners=False, antialias=True)
         features = [patches for patches, _ in self.backbone(patched, self.layers)]
         points, mask = (
             F.interpolate(raw.float(), (height, width), mode="bilinear", align_corners=False)
-            for raw in self.head(features, (size[0], size[1]))
+            for raw in self.head(features, size, aspect_ratio)
         )
         return {"points": remap_points(points.permute(0, 2, 3, 1), self.remap_output), "mask": mask.squeeze(1)}
 
@@ -87,12 +92,11 @@ class Head(nn.Module):
         self.output_block = nn.ModuleList(_output_block(dims[-1] + 2, dim_out, config) for dim_out in (3, 1))
         _begin_with_a_frontal_plane(self.output_block[0], config.remap_output)
 
-    def forward(self, features: list[Tensor], size: tuple[int, int]) -> list[Tensor]:
+    def forward(self, features: list[Tensor], size: tuple[int, int], aspect_ratio: float | Tensor) -> list[Tensor]:
         """Raw points (B, 3, h, w) and mask (B, 1, h, w) at `size` (h, w), from features (B, C, rows, columns).
 
         The maps here are large beside the weights, so their activations are always recomputed in the backward pass.
         """
-        aspect_ratio = size[1] / size[0]
         x: Tensor = torch.stack([project(f) for project, f in zip(self.projects, features, strict=True)]).sum(dim=0)
         for block in self.upsample_blocks:
             x = torch.cat([x, view_plane_map(x, (x.shape[-2], x.shape[-1]), aspect_ratio)], dim=1)

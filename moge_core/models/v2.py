@@ -51,6 +51,11 @@ class MoGeModelV2(MoGeModel):
         # A very long image still needs one row of patches.
         rows = max(1, round(math.sqrt(num_tokens / aspect_ratio)))
         columns = max(1, round(math.sqrt(num_tokens * aspect_ratio)))
+        return self.predict(image, rows, columns, aspect_ratio)
+
+    def predict(self, image: Tensor, rows: int, columns: int, aspect_ratio: float | Tensor) -> dict[str, Tensor]:
+        """`forward` at a given number of rows and columns of patches."""
+        height, width = image.shape[-2:]
         features, class_token = self.encoder(image, rows, columns)
         levels = [
             view_plane_map(features, (rows * 2**level, columns * 2**level), aspect_ratio)

@@ -1,0 +1,80 @@
+"""The `moge` command.
+
+    moge import rgbd-folder SRC -o OUT ...    raw data into the dataset format
+    moge index DATASET                        list the instances, record what is known of each
+    moge validate DATASET                     check every instance of a list
+    moge inspect INSTANCE_OR_DATASET          point clouds and depth pictures
+    moge sample-scenes OUT --count N          render a dataset that needs no download
+    moge train --config FILE ...              one process; `accelerate launch -m moge_core.training` for several
+    moge infer -i PHOTOS -o OUT --model FILE  geometry of photos with a trained model
+    moge evaluate CHECKPOINT --data DATASET   point scores on a held-out dataset
+    moge checkpoint show|convert FILE ...     what a checkpoint is; .pt to .safetensors and back
+    moge export MODEL -o FILE.onnx            an ONNX graph for any image size
+    moge doctor                               what is missing on this machine
+
+Each command imports what it works with in its body, so that help and completion stay quick. Options may be written with
+dashes or underscores. A user's mistake is one line on stderr and exit code 2; `-v` adds the traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from moge_core import __version__
+from moge_core.cli import datasets, models
+from moge_core.cli.common import EXIT_FINDINGS, Commands, verbose
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command; the entry point of the `moge` script."""
+    cli.main(args=None if argv is None else list(argv), prog_name="moge")
+
+
+@click.group(
+    cls=Commands,
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": lambda name: name.replace("_", "-"),
+        "max_content_width": 110,
+    },
+)
+@click.version_option(__version__, prog_name="moge")
+@verbose
+def cli() -> None:
+    """Datasets, training and evaluation of MoGe monocular geometry models."""
+
+
+@cli.command("doctor")
+@click.option("--path", type=click.Path(path_type=Path), default=Path(), help="Folder whose disk is looked at.")
+@verbose
+def doctor_command(path: Path) -> None:
+    """Say what is missing on this machine, and how to get it. Exits with 1 when something needed is."""
+    from moge_core.doctor import check_machine
+
+    checks = check_machine(path)
+    for check in checks:
+        mark = "ok     " if check.ok else ("missing" if check.needed else "note   ")
+        click.echo(f"{mark} {check.name}: {check.detail}")
+        if not check.ok and check.fix:
+            click.echo(f"        {check.fix}")
+    if any(check.needed and not check.ok for check in checks):
+        sys.exit(EXIT_FINDINGS)
+
+
+for command in (
+    datasets.import_group,
+    datasets.index_command,
+    datasets.validate_command,
+    datasets.inspect_command,
+    datasets.sample_scenes_command,
+    models.train_command,
+    models.infer_command,
+    models.evaluate_command,
+    models.export_command,
+    models.checkpoint_group,
+):
+    cli.add_command(command)

@@ -1,0 +1,76 @@
+"""What the commands of `moge` share: errors in one line, options, progress."""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import click
+
+from moge_core.errors import MoGeError
+
+EXIT_FINDINGS = 1
+EXIT_ERROR = 2
+
+
+class Commands(click.Group):
+    """A group that turns errors which a person can mend into one line."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise  # `moge ... | head`: click ends quietly
+        except (MoGeError, OSError, ImportError) as error:
+            if ctx.find_root().meta.get("verbose"):
+                traceback.print_exc()
+            click.echo(f"Error: {one_line(error)}", err=True)
+            ctx.exit(EXIT_ERROR)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Width and height of `640x480`."""
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise click.BadParameter(f"{text!r} is not a size such as 640x480")
+    return int(width), int(height)
+
+
+def _remember_verbose(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.find_root().meta["verbose"] = True
+
+
+verbose = click.option(
+    "-v", "--verbose", is_flag=True, expose_value=False, callback=_remember_verbose, help="Show tracebacks of errors."
+)
+depth_option = click.option(
+    "--depth", "depth_name", default="depth.png", show_default=True, help="Name of depth files."
+)
+index_option = click.option(
+    "--index", "index_name", default=".index.txt", show_default=True, help="The list, for example .train.txt."
+)
+
+
+@contextlib.contextmanager
+def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr, where that is a terminal."""
+    from tqdm import tqdm
+
+    with tqdm(desc=label, unit="", disable=None, leave=False) as bar:
+
+        def update(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield update
+
+
+def one_line(error: Exception) -> str:
+    """An error as a person reads it on the command line."""
+    text = str(error) if isinstance(error, MoGeError) else f"{type(error).__name__}: {error}"
+    if isinstance(error, ImportError):
+        text += ". Run `moge doctor` to see what is missing."
+    return " ".join(text.split())

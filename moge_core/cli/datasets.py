@@ -1,0 +1,244 @@
+"""Commands on data: import, index, validate, inspect, sample-scenes."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from moge_core.cli.common import (
+    EXIT_FINDINGS,
+    Commands,
+    depth_option,
+    index_option,
+    parse_size,
+    progress_bar,
+    verbose,
+)
+
+if TYPE_CHECKING:
+    from moge_core.datasets import Finding
+
+_EXAMPLES_PER_RULE = 3
+
+
+@click.group("import", cls=Commands)
+def import_group() -> None:
+    """Bring raw data into the dataset format."""
+
+
+@import_group.command("rgbd-folder")
+@click.argument("source", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("-o", "--output", "out", required=True, type=click.Path(path_type=Path), help="The dataset to make.")
+@click.option(
+    "--intrinsics",
+    required=True,
+    help="Camera in pixels: fx,fy,cx,cy, or a file: text with a 3x3 matrix, or JSON with fx, fy, cx, cy or a matrix.",
+)
+@click.option(
+    "--depth-scale",
+    required=True,
+    type=float,
+    help="Stored units a metre: depth = value / scale. 1000 for millimetres, 5000 for TUM and ICL-NUIM.",
+)
+@click.option(
+    "--image", "image_glob", metavar="GLOB", help="Images, relative to SOURCE. Default: all that is not depth."
+)
+@click.option("--depth", "depth_glob", metavar="GLOB", help="Depth maps. Default: every 16-bit grey PNG or PGM.")
+@click.option(
+    "--intrinsics-size",
+    type=parse_size,
+    metavar="WxH",
+    help="Resolution that the intrinsics refer to, if not the images'.",
+)
+@click.option(
+    "--invalid", multiple=True, type=int, help="Stored value that means unknown; may be repeated. 0 always does."
+)
+@click.option("--max-depth", type=float, metavar="METRES", help="Depth beyond this becomes unknown.")
+@click.option("--flip-y", is_flag=True, help="Turn image and depth upside down.")
+@click.option("--name-prefix", default="", help="Put before every instance's path, for example 'desk/'.")
+@click.option(
+    "--label-type", default="sfm", show_default=True, help="Loss set named in the printed configuration entry."
+)
+@click.option("--strict", is_flag=True, help=f"Exit with {EXIT_FINDINGS} if any frame could not be imported.")
+@verbose
+def import_rgbd_folder_command(source: Path, out: Path, label_type: str, strict: bool, **options: Any) -> None:
+    """Images and 16-bit depth maps with one camera.
+
+    They are paired by the frame number or name that both carry. Running it again does only what is new.
+
+    \b
+    Example, a TUM sequence whose files carry equal names:
+      moge import rgbd-folder desk -o data/desk --intrinsics 517.3,516.5,318.6,255.3 --depth-scale 5000
+    """
+    from moge_core.datasets import import_rgbd_folder
+
+    with progress_bar("Importing") as progress:
+        report = import_rgbd_folder(source, out, progress=progress, **options)
+    num_kept = len(report.instances) - report.num_written
+    click.echo(f"{report.out_dir}: {report.num_written} instances written, {num_kept} already there")
+    if report.median_depth_m is not None and report.valid_share is not None:
+        click.echo(
+            f"  typical median depth {report.median_depth_m:.3f} m, {report.valid_share:.1%} of the pixels known,"
+            f" field of view {report.fov_x_deg:.1f} degrees"
+        )
+    for note in report.notes:
+        click.echo(f"  note: {note}")
+    _print_findings(report.skipped, of="file")
+    if report.skipped:
+        click.echo(f"  all of it: {report.log_path}")
+    entry = {"name": report.out_dir.name, "path": _data_path(report.out_dir), "label_type": label_type}
+    click.echo("\nEntry for `data.datasets` of a training configuration:\n")
+    click.echo(json.dumps({**entry, "weight": 1.0, "depth_unit": 1.0}, indent=4))
+    click.echo(f"\nNext: moge index {out}")
+    if strict and any(finding.severity == "error" for finding in report.skipped):
+        sys.exit(EXIT_FINDINGS)
+
+
+@click.command("index")
+@click.argument("dataset", type=click.Path(path_type=Path))
+@depth_option
+@index_option
+@click.option(
+    "--rebuild", is_flag=True, help="Read everything again and replace a list of your own, which is kept as .bak."
+)
+@click.option("--strict", is_flag=True, help=f"Exit with {EXIT_FINDINGS} if any instance is broken.")
+@verbose
+def index_command(dataset: Path, depth_name: str, index_name: str, rebuild: bool, strict: bool) -> None:
+    """List the instances of DATASET in .index.txt and record what is known of each.
+
+    Only new and changed instances are read. Broken ones are told and left out. A list that you wrote yourself is
+    checked and kept as it is.
+    """
+    from moge_core.datasets import index_dataset
+
+    with progress_bar("Reading") as progress:
+        report = index_dataset(
+            dataset, index_name=index_name, depth_name=depth_name, rebuild=rebuild, progress=progress
+        )
+    whose = "your own list, left as it is" if report.adopted else "written"
+    click.echo(f"{report.index_path}: {len(report.instances)} instances ({whose})")
+    click.echo(f"  looked at {report.num_scanned}, read {report.num_read} that were new or changed")
+    if report.backup_path is not None:
+        click.echo(f"  your own list was kept as {report.backup_path.name}")
+    _print_findings(report.findings)
+    if report.num_broken:
+        what = "in your list, which training skips" if report.adopted else "left out"
+        click.echo(f"  {report.num_broken} broken instance{'s' if report.num_broken > 1 else ''} {what}")
+    click.echo(f"  digest {report.digest[:16]}")
+    if strict and report.num_broken:
+        sys.exit(EXIT_FINDINGS)
+
+
+@click.command("validate")
+@click.argument("dataset", type=click.Path(path_type=Path))
+@depth_option
+@index_option
+@click.option("--quick", is_flag=True, help="Read headers and meta.json only.")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+@verbose
+def validate_command(dataset: Path, depth_name: str, index_name: str, quick: bool, as_json: bool) -> None:
+    """Check every instance that a list of DATASET names. Exits with 1 when one is broken."""
+    import dataclasses
+
+    from moge_core.datasets import read_index, validate_dataset
+
+    with progress_bar("Checking") as progress:
+        findings = validate_dataset(
+            dataset, index_name=index_name, depth_name=depth_name, full=not quick, progress=progress
+        )
+    num_errors = sum(finding.severity == "error" for finding in findings)
+    num_instances = len(read_index(dataset, index_name))
+    if as_json:
+        rows = [dataclasses.asdict(finding) for finding in findings]
+        click.echo(json.dumps({"dataset": str(dataset), "num_instances": num_instances, "findings": rows}, indent=2))
+    else:
+        num_warnings = len(findings) - num_errors
+        click.echo(f"{dataset}: {num_instances} instances, {num_errors} errors, {num_warnings} warnings")
+        _print_findings(findings)
+    if num_errors:
+        sys.exit(EXIT_FINDINGS)
+
+
+@click.command("inspect")
+@click.argument("path", metavar="INSTANCE_OR_DATASET", type=click.Path(path_type=Path))
+@click.option("-o", "--output", "output_dir", type=click.Path(path_type=Path), help="Default: into each instance.")
+@click.option("--ply", is_flag=True, help="Write pointcloud.ply.")
+@click.option("--depth-vis", "depth_picture", is_flag=True, help="Write depth_vis.png.")
+@depth_option
+@click.option("-m", "--max-depth", type=float, help="Keep points nearer than this many times the nearest.")
+@click.option("--inf", "show_infinity", is_flag=True, help="Show what is infinitely far in the depth picture.")
+@click.option("--show", is_flag=True, help="Open a window with each point cloud.")
+@click.option("--fov", "fov_x_deg", type=float, help="Horizontal field of view in degrees, instead of meta.json's.")
+@click.option("--normals", is_flag=True, help="Give the points normals.")
+@click.option("--depth-unit", type=float, help="Metres a unit of depth. Default: what meta.json says.")
+@verbose
+def inspect_command(path: Path, ply: bool, depth_picture: bool, show: bool, **options: Any) -> None:
+    """Write point clouds and depth pictures of an instance, or of every instance below a folder.
+
+    Without --ply, --depth-vis and --show it writes both. With -o the folders of the dataset are mirrored.
+    """
+    from moge_core.datasets.inspection import inspect_dataset, require_display, show_point_cloud
+
+    if show:
+        require_display()
+    neither = not (ply or depth_picture or show)
+    with progress_bar("Inspecting") as progress:
+        inspections = inspect_dataset(
+            path, ply=ply or show or neither, depth_picture=depth_picture or neither, progress=progress, **options
+        )
+    for inspection in inspections:
+        camera = "" if inspection.fov_x_deg is None else f"fov {inspection.fov_x_deg:.1f} x {inspection.fov_y_deg:.1f}"
+        points = f"{inspection.num_points} points" if inspection.num_points else ""
+        files = " ".join(str(file) for file in (inspection.ply_path, inspection.depth_picture_path) if file)
+        told = [part for part in (camera, points, files, inspection.problem) if part]
+        click.echo(f"{inspection.instance}: {', '.join(told)}")
+    num_failed = sum(inspection.fov_x_deg is None for inspection in inspections)
+    if num_failed:
+        click.echo(f"{num_failed} of {len(inspections)} instances could not be read", err=True)
+    if show:
+        for inspection in inspections:
+            if inspection.ply_path is not None:
+                show_point_cloud(inspection.ply_path)
+    if num_failed:
+        sys.exit(EXIT_FINDINGS)
+
+
+@click.command("sample-scenes")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--count", type=click.IntRange(min=1), default=64, show_default=True, help="Scenes to have there.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Another seed gives other scenes.")
+@click.option(
+    "--size", type=parse_size, metavar="WxH", default="320x240", show_default=True, help="Of landscape images."
+)
+@verbose
+def sample_scenes_command(out: Path, count: int, seed: int, size: tuple[int, int]) -> None:
+    """Render rooms and outdoor scenes into OUT, with exact depth, normals and cameras."""
+    from moge_core.datasets import render_sample_scenes
+
+    with progress_bar("Rendering") as progress:
+        render_sample_scenes(out, count, seed, size=size, progress=progress)
+    click.echo(f"{out}: {count} scenes\nNext: moge index {out}")
+
+
+def _print_findings(findings: Sequence[Finding], of: str = "instance") -> None:
+    counts = Counter((finding.severity, finding.rule) for finding in findings)
+    for (severity, rule), count in sorted(counts.items()):
+        click.echo(f"  {severity} {rule}: {count} {of}{'s' if count > 1 else ''}")
+        shown = [finding for finding in findings if (finding.severity, finding.rule) == (severity, rule)]
+        for finding in shown[:_EXAMPLES_PER_RULE]:
+            click.echo(f"    {finding.instance}: {finding.evidence}. {finding.fix}")
+        if count > _EXAMPLES_PER_RULE:
+            click.echo(f"    and {count - _EXAMPLES_PER_RULE} more")
+
+
+def _data_path(path: Path) -> str:
+    """A dataset's path as a configuration would say it: relative to the data root where it lies below that."""
+    root = Path(os.environ.get("MOGE_DATA_ROOT") or Path.cwd()).resolve()
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
