@@ -1,7 +1,8 @@
 """What the networks cost: `python -m benchmarks.model [--device cuda] [--encoders s,b,l] [--versions v1,v2]`.
 
-Half an hour on two cores. Forward and forward with backward of both versions at 1800 tokens, and the encoder against torch's own
-`nn.TransformerEncoder` blocks of equal shape, measured in the same run. Memory is the peak above what was held before.
+Half an hour on two cores. Forward and forward with backward of both versions at 1800 tokens, and the encoder against
+torch's own `nn.TransformerEncoder` blocks of equal shape, measured in the same run. Memory is the peak above what was
+held before.
 """
 
 from __future__ import annotations

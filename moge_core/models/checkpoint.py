@@ -18,15 +18,14 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from moge_core.errors import CheckpointError, ConfigError, WeightsError
+from moge_core.errors import CheckpointError, ConfigError
 from moge_core.io.files import atomic_open, file_digest
 from moge_core.models.base import MoGeModel
 from moge_core.models.build import model_of
 from moge_core.models.config import MODEL_CONFIGS, PATCH_SIZE, ModelConfig, parse_model_config, version_of
-from moge_core.models.weights import check_weights, load_weights, read_tensors
+from moge_core.models.weights import REPO_ID, check_weights, fetch_from_hub, load_weights, read_tensors
 
 HUB_FILE = "model.pt"
-_REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class ModelFile(NamedTuple):
@@ -207,21 +206,11 @@ def config_of_checkpoint(model_config: Mapping[str, Any], where: object) -> Mode
 def _locate(path_or_repo_id: str | Path) -> Path:
     path = Path(path_or_repo_id).expanduser()
     name = str(path_or_repo_id)
-    if path.exists() or isinstance(path_or_repo_id, Path) or not _REPO_ID.fullmatch(name) or path.suffix == ".pt":
+    if path.exists() or isinstance(path_or_repo_id, Path) or not REPO_ID.fullmatch(name) or path.suffix == ".pt":
         return path
     if path.suffix == ".safetensors" or name.startswith("."):
         return path
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(name, HUB_FILE))
-    except Exception as error:  # network, authentication and cache errors share no base class
-        raise WeightsError(
-            name,
-            "is no file here and could not be fetched from the Hugging Face Hub",
-            found=str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__,
-            fix=f"Offline: download {HUB_FILE} from https://huggingface.co/{name} and give its path.",
-        ) from error
+    return fetch_from_hub(name, HUB_FILE)
 
 
 def _is_finite_number(value: object) -> bool:

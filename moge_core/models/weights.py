@@ -19,6 +19,8 @@ from moge_core.models.base import MoGeModel
 HUB_URL = "https://dl.fbaipublicfiles.com/dinov2/{name}/{name}_pretrain.pth"
 HUB_ENCODERS = ("dinov2_vits14", "dinov2_vitb14", "dinov2_vitl14", "dinov2_vitg14")
 HUB_TIMEOUT_S = 20
+HUB_BACKBONE_FILE = "model.safetensors"
+REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 MAX_NAMES_SHOWN = 3
 
 
@@ -28,8 +30,9 @@ def init_backbone(model: MoGeModel, init: str | Path) -> None:
     Args:
         model: a model as `build_model` returns it.
         init: "hub" for the published DINOv2 weights (downloaded once to torch's hub folder; with several processes
-            let the first one do it), "random" for new random ones, or a `.pth`, `.pt` or `.safetensors` file with
-            DINOv2's own key names.
+            let the first one do it), "random" for new random ones, a repository of the Hugging Face Hub such as
+            "facebook/dinov2-large", or a `.pth`, `.pt` or `.safetensors` file. Both DINOv2's own key names and those
+            of the `transformers` package are understood.
 
     Raises:
         WeightsError: the weights cannot be had: offline, no such file, or none are published for this encoder.
@@ -40,8 +43,10 @@ def init_backbone(model: MoGeModel, init: str | Path) -> None:
         return
     name = model.dinov2.name
     path = _fetch(name) if str(init) == "hub" else Path(init).expanduser()
+    if not path.is_file() and not isinstance(init, Path) and REPO_ID.fullmatch(str(init)) and not path.suffix:
+        path = fetch_from_hub(str(init), HUB_BACKBONE_FILE)
     if not path.is_file():
-        fix = "Give `hub`, `random` or the path of a file with DINOv2 weights."
+        fix = "Give `hub`, `random` or the path of a file with DINOv2 weights, or a repository of the Hugging Face Hub."
         raise WeightsError("--init", f"must name weights for {name}", found=f"no file {path}", fix=fix)
     weights = read_tensors(path)
     if not isinstance(weights, dict) or "model" in weights:
@@ -52,7 +57,7 @@ def init_backbone(model: MoGeModel, init: str | Path) -> None:
             found=found,
             fix="Go on from a whole model with `--checkpoint`.",
         )
-    load_weights(model.dinov2, weights, where=path)
+    load_weights(model.dinov2, _with_our_names(weights), where=path)
 
 
 class LoadReport(NamedTuple):
@@ -216,6 +221,59 @@ def _fetch(name: str) -> Path:
             fix="Offline: fetch that file elsewhere and give `--init PATH`, or start with `--init random`.",
         ) from error
     return path
+
+
+def fetch_from_hub(repository: str, file_name: str) -> Path:
+    """Local path of a file of a Hugging Face repository, downloaded at first use.
+
+    Raises:
+        WeightsError: it cannot be had.
+    """
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repository, file_name))
+    except Exception as error:  # network, authentication and cache errors share no base class
+        raise WeightsError(
+            repository,
+            "is no file here and could not be fetched from the Hugging Face Hub",
+            found=str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__,
+            fix=f"Offline: download {file_name} from https://huggingface.co/{repository} and give its path.",
+        ) from error
+
+
+# Names of the `transformers` package and DINOv2's own, in the order of replacement.
+_TRANSFORMERS_NAMES = (
+    ("embeddings.position_embeddings", "pos_embed"),
+    ("embeddings.patch_embeddings.projection.", "patch_embed.proj."),
+    ("embeddings.", ""),
+    ("encoder.layer.", "blocks."),
+    ("layernorm.", "norm."),
+    (".attention.output.dense.", ".attn.proj."),
+    (".layer_scale1.lambda1", ".ls1.gamma"),
+    (".layer_scale2.lambda1", ".ls2.gamma"),
+    (".mlp.weights_in.", ".mlp.w12."),
+    (".mlp.weights_out.", ".mlp.w3."),
+)
+
+
+def _with_our_names(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """Encoder weights with DINOv2's own key names, whichever they had; query, key and value become one matrix."""
+    if "embeddings.cls_token" not in weights:
+        return dict(weights)
+    renamed: dict[str, Any] = {}
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in weights.items():
+        if match := re.fullmatch(r"encoder\.layer\.(\d+)\.attention\.attention\.(query|key|value)\.(\w+)", name):
+            parts.setdefault(f"blocks.{match[1]}.attn.qkv.{match[3]}", {})[match[2]] = tensor
+            continue
+        for theirs, ours in _TRANSFORMERS_NAMES:
+            name = name.replace(theirs, ours)  # noqa: PLW2901 - one replacement after another
+        renamed[name] = tensor
+    for name, own in parts.items():
+        if own.keys() == {"query", "key", "value"}:  # else the load tells what is missing
+            renamed[name] = torch.cat([own["query"], own["key"], own["value"]])
+    return renamed
 
 
 def _misfit(given: object, expected: Tensor) -> str | None:

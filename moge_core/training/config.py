@@ -72,7 +72,8 @@ class RunFlags(StrictModel):
     )
     init: str | None = Field(
         None,
-        description="Backbone weights of a new model: `hub` (DINOv2 from the hub, default), `random`, or a local file.",
+        description="Backbone weights of a new model: `hub` (the published DINOv2, default), `random`, a local file, "
+        "or a repository such as `facebook/dinov2-large`.",
     )
     save_every: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Steps between checkpoints (default 10000); the last step is always saved."

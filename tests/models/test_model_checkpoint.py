@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import urllib.error
 from pathlib import Path
 from typing import Any
@@ -269,6 +270,44 @@ def test_encoder_weights_come_from_a_local_file(name: str, tmp_path: Path) -> No
         model = tiny(version)
         init_backbone(model, path)
         assert all(torch.equal(tensor, source[key]) for key, tensor in model.dinov2.state_dict().items())
+
+
+def transformers_names(weights: dict[str, Any]) -> dict[str, Any]:
+    """DINOv2 weights as the `transformers` package names and splits them."""
+    named = {}
+    for key, tensor in weights.items():
+        name = key.replace("patch_embed.proj", "patch_embeddings.projection").replace(
+            ".attn.proj", ".attention.output.dense"
+        )
+        name = re.sub(r"\.ls(\d)\.gamma", r".layer_scale\1.lambda1", name).replace("pos_embed", "position_embeddings")
+        if name.startswith(("cls_token", "mask_token", "position", "patch")):
+            name = f"embeddings.{name}"
+        name = re.sub(r"^blocks", "encoder.layer", re.sub(r"^norm", "layernorm", name))
+        if ".attn.qkv." in name:
+            for part, piece in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
+                named[name.replace(".attn.qkv.", f".attention.attention.{part}.")] = piece.clone()
+        else:
+            named[name] = tensor
+    return named
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_encoder_weights_come_from_a_repository_or_file_of_the_hub(
+    by_name: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+    from safetensors.torch import save_file
+
+    torch.manual_seed(5)
+    source = build_model("v1", **TINY_V1).dinov2.state_dict()
+    path = tmp_path / "model.safetensors"
+    save_file(transformers_names(source), path)
+    asked = []
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *names: asked.append(names) or str(path))
+    model = tiny("v2")
+    init_backbone(model, "facebook/dinov2-tiny" if by_name else path)
+    assert all(torch.equal(tensor, source[key]) for key, tensor in model.dinov2.state_dict().items())
+    assert asked == ([("facebook/dinov2-tiny", "model.safetensors")] if by_name else [])
 
 
 def test_encoder_weights_of_another_size_are_refused_by_module(tmp_path: Path) -> None:
