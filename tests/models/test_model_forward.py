@@ -11,6 +11,7 @@ import torch
 from model_golden import CASES, arrays, filled_model, manifest, probe_scalar, published_state_dicts
 from torch import Tensor, nn
 
+from moge_core.configuration import load_json
 from moge_core.errors import InputError, ModelError
 from moge_core.models import MoGeModel, build_model
 from moge_core.models.blocks import ConvStack, make_resampler, remap_points
@@ -109,6 +110,14 @@ def test_state_dict_has_the_published_keys_and_shapes_in_order(name: str) -> Non
         model = build_model(name[:2], **published["config"])
     ours = [(key, list(tensor.shape)) for key, tensor in model.state_dict().items()]
     assert ours == list(published["state_dict"].items())
+
+
+@pytest.mark.parametrize(("version", "millions"), [("v1", 314), ("v2", 331)])
+def test_models_of_the_published_configurations_have_the_published_size(version: str, millions: int) -> None:
+    config = load_json(Path(__file__).resolve().parents[2] / "configs" / "train" / f"{version}.json")["model"]
+    with torch.device("meta"):
+        model = build_model(version, **config)
+    assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6) == millions
 
 
 def test_the_giant_encoder_has_the_published_size() -> None:
