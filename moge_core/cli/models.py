@@ -77,6 +77,7 @@ def infer_command(
         model = load_model(model_name).to(target)
     except (RuntimeError, AssertionError) as error:  # torch's own words for a device that is not there
         raise InputError("--device", "must be a device of this machine", found=f"{device}: {error}") from error
+    model.use_channels_last()
     if compiled:
         model.compile(dynamic=True)
     edge = None if math.isinf(threshold) else threshold

@@ -131,6 +131,17 @@ def test_what_lies_behind_the_camera_is_masked_out_in_v2(monkeypatch: pytest.Mon
     assert not model.infer(torch.rand(3, 20, 30), fov_x=60, num_tokens=6)["mask"].any()
 
 
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_channels_last_changes_neither_results_nor_weights(version: str) -> None:
+    model = tiny(version).eval()
+    image = torch.rand(1, 3, 40, 60)
+    with torch.no_grad():
+        expected, weights = model(image, 20), {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        model.use_channels_last()
+        torch.testing.assert_close(model(image, 20), expected, rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+
+
 def test_resolution_levels_span_the_models_range_of_tokens() -> None:
     model = tiny("v1")
     assert [model.num_tokens_at(level) for level in (0, 4.5, 9)] == [1200, 1850, 2500]
