@@ -45,6 +45,7 @@ def test_the_search_is_within_a_thousandth_of_the_optimum(shift: str, kinds: tup
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # a minute on an idle machine
 def test_one_problem_of_a_thousand_is_missed_at_most() -> None:
     results = {
         kind: torch.cat(
