@@ -30,12 +30,12 @@ class Scratch:
     def __init__(self) -> None:
         self._tensors: dict[str, Tensor] = {}
 
-    def empty(self, name: str, shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """An uninitialised tensor on the device of `like`; it replaces the last one of that name."""
-        size, dtype = math.prod(shape), dtype or like.dtype
+    def empty(self, name: str, shape: Sequence[int], like: Tensor) -> Tensor:
+        """An uninitialised tensor of the type and device of `like`; it replaces the last one of that name."""
+        size = math.prod(shape)
         held = self._tensors.get(name)
         if held is None or held.numel() < size:
-            held = self._tensors[name] = torch.empty(size, dtype=dtype, device=like.device)
+            held = self._tensors[name] = torch.empty(size, dtype=like.dtype, device=like.device)
         return held[:size].view(shape)
 
 

@@ -125,7 +125,7 @@ class MoGeModel(nn.Module, ABC):
         if num_tokens is None:
             num_tokens = self.num_tokens_at(resolution_level)
         focal = None if fov_x is None else self._focal_of(fov_x, image)
-        prediction = self.forward(image.to(self.device), num_tokens)
+        prediction = self(image.to(self.device), num_tokens)  # a call, so that a compiled model is used
         # Half precision is for the network; geometry loses too much in it.
         with torch.autocast(self.device.type, enabled=False):
             result = self._to_geometry(prediction, focal, apply_mask=apply_mask, force_projection=force_projection)
