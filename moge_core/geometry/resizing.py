@@ -15,7 +15,13 @@ from moge_core.geometry._backend import array_namespace, check_boolean, check_ma
 _SEARCH_PIXELS = 1 << 21
 
 
-def masked_nearest_resize(*maps: Any, mask: Any, size: tuple[int, int], return_index: bool = False) -> tuple[Any, ...]:
+def masked_nearest_resize(
+    *maps: Any,
+    mask: Any,
+    size: tuple[int, int],
+    return_index: bool = False,
+    region: tuple[slice, slice] = (slice(None), slice(None)),
+) -> tuple[Any, ...]:
     """Resize maps so that every target pixel takes the nearest valid source pixel of its own window.
 
     The window of a target pixel is the part of the source that the pixel covers, at least one source pixel wide and
@@ -27,9 +33,10 @@ def masked_nearest_resize(*maps: Any, mask: Any, size: tuple[int, int], return_i
         mask: (..., H, W) boolean, the valid source pixels.
         size: (height, width) of the target.
         return_index: also return where the pixels were taken from.
+        region: rows and columns of the target to compute, in steps of 1; by default all.
 
     Returns:
-        Each map resized, (..., height, width, ...), then the resized mask, (..., height, width), then with
+        Each map resized, (..., height, width, ...) of the region, then the resized mask, (..., height, width), then with
         `return_index` a pair (rows, columns) of integer maps (..., height, width). Where the resized mask is false,
         maps and index hold the first pixel of the window, whatever it is: look at the mask.
 
@@ -50,10 +57,10 @@ def masked_nearest_resize(*maps: Any, mask: Any, size: tuple[int, int], return_i
     height, width = mask.shape[-2:]
     batch = tuple(mask.shape[:-2])
     flat_mask = mask.reshape(-1)
-    rows, columns = _AxisWindows(height, target_height), _AxisWindows(width, target_width)
+    rows, columns = _AxisWindows(height, target_height, region[0]), _AxisWindows(width, target_width, region[1])
     index, found = _nearest_valid(xp, flat_mask, rows, columns, height, width)
 
-    shape = (*batch, target_height, target_width)
+    shape = (*batch, len(rows.pixels), len(columns.pixels))
     resized = [
         value.reshape(flat_mask.shape[0], *value.shape[mask.ndim :])[index].reshape(*shape, *value.shape[mask.ndim :])
         for value in maps
@@ -74,9 +81,9 @@ class _AxisWindows:
         nearest_pixels: (target,) the pixel of least distance, the first of equally near ones.
     """
 
-    def __init__(self, length: int, target: int) -> None:
+    def __init__(self, length: int, target: int, part: slice) -> None:
         scale = max(1.0, length / target)
-        centres = np.linspace(0.5 / target, 1 - 0.5 / target, target).astype(np.float32) * np.float32(length)
+        centres = np.linspace(0.5 / target, 1 - 0.5 / target, target)[part].astype(np.float32) * np.float32(length)
         # np.round rounds halves to even.
         first = np.round(centres - np.float32(scale / 2)).astype(np.int64)
         pixels = first[:, None] + np.arange(math.ceil(scale))
@@ -84,7 +91,7 @@ class _AxisWindows:
         distances[(pixels < 0) | (pixels >= length)] = np.inf
         self.pixels: npt.NDArray[np.int64] = np.clip(pixels, 0, length - 1)
         self.distances: npt.NDArray[np.float32] = distances
-        self.nearest_pixels = self.pixels[np.arange(target), distances.argmin(axis=1)]
+        self.nearest_pixels = self.pixels[np.arange(len(pixels)), distances.argmin(axis=1)]
 
 
 def _nearest_valid(

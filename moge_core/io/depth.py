@@ -7,9 +7,11 @@ is a factor of (far / near)^(1 / 65533): 0.018 % at the widest default range, 10
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,33 @@ UNKNOWN_CODE, INFINITE_CODE = 0, 65535
 NUM_STEPS = 65533
 _LEAST_RANGE = 1.1
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+
+@dataclass(frozen=True)
+class CodedDepth:
+    """A depth map as its file has it, for those who need part of it only.
+
+    Attributes:
+        codes: (H, W) uint16; 0 is unknown, 65535 infinitely far.
+        near: depth of code 1, before `unit`.
+        far: depth of code 65534, before `unit`.
+        unit: factor of all depths.
+    """
+
+    codes: npt.NDArray[np.uint16]
+    near: float
+    far: float
+    unit: float
+
+    @functools.cached_property
+    def depth_of_code(self) -> npt.NDArray[np.float32]:
+        """The depth of every code (65536,). Looking codes up is several times faster than two powers a pixel."""
+        t = np.arange(NUM_STEPS + 1) / NUM_STEPS
+        table = np.empty(INFINITE_CODE + 1, np.float32)
+        table[1:INFINITE_CODE] = np.exp((1 - t) * math.log(self.near) + t * math.log(self.far)) * self.unit
+        table[1], table[INFINITE_CODE - 1] = self.near * self.unit, self.far * self.unit
+        table[UNKNOWN_CODE], table[INFINITE_CODE] = np.nan, np.inf
+        return table
 
 
 class DepthWarning(UserWarning):
@@ -45,6 +74,16 @@ def read_depth(path_or_file: PathOrFile) -> npt.NDArray[np.float32]:
         ImageTooLargeError: more pixels than `moge_core.io.limits.MAX_IMAGE_PIXELS`.
         FileNotFoundError: there is no such file.
     """
+    coded = read_depth_codes(path_or_file)
+    return np.take(coded.depth_of_code, coded.codes)
+
+
+def read_depth_codes(path_or_file: PathOrFile) -> CodedDepth:
+    """Read a depth map without turning its codes into depths.
+
+    Raises:
+        FormatError, ImageTooLargeError, FileNotFoundError: as `read_depth`.
+    """
     name = name_of(path_or_file)
     data = read_bytes(path_or_file, limit=limits.MAX_FILE_BYTES)
     header = parse_png(data, name, text_keys={"near", "far", "unit"})
@@ -56,8 +95,7 @@ def read_depth(path_or_file: PathOrFile) -> npt.NDArray[np.float32]:
             fix="A picture of depth (a colour map, 8 bits) has lost the depth; use the file it was made from.",
         )
     near, far, unit = _parse_range(header.text, name)
-    codes = decode_png(data, name, header)
-    return np.take(_depth_of_codes(near, far, unit), codes)
+    return CodedDepth(decode_png(data, name, header), near, far, unit)
 
 
 def write_depth(
@@ -109,16 +147,6 @@ def write_depth(
 
     text = {"near": near_text, "far": far_text}
     write_bytes(path_or_file, encode_png(codes, text=text, compression_level=compression_level))
-
-
-def _depth_of_codes(near: float, far: float, unit: float) -> npt.NDArray[np.float32]:
-    """The depth of every code (65536,). Looking codes up is several times faster than two powers a pixel."""
-    t = np.arange(NUM_STEPS + 1) / NUM_STEPS
-    table = np.empty(INFINITE_CODE + 1, np.float32)
-    table[1:INFINITE_CODE] = np.exp((1 - t) * math.log(near) + t * math.log(far)) * unit
-    table[1], table[INFINITE_CODE - 1] = near * unit, far * unit
-    table[UNKNOWN_CODE], table[INFINITE_CODE] = np.nan, np.inf
-    return table
 
 
 def _parse_range(text: Mapping[str, str], name: str) -> tuple[float, float, float]:

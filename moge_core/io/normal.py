@@ -22,11 +22,14 @@ class NormalWarning(UserWarning):
     """Normals without a direction were written as unknown."""
 
 
-def read_normal(path_or_file: PathOrFile) -> npt.NDArray[np.float32]:
+def read_normal(
+    path_or_file: PathOrFile, region: tuple[slice, slice] = (slice(None), slice(None))
+) -> npt.NDArray[np.float32]:
     """Read a normal map.
 
     Args:
         path_or_file: path or binary file object of a 16-bit RGB PNG.
+        region: rows and columns to return; by default all.
 
     Returns:
         normal (H, W, 3) of unit length, NaN where unknown.
@@ -42,7 +45,7 @@ def read_normal(path_or_file: PathOrFile) -> npt.NDArray[np.float32]:
     if (header.color_type, header.bit_depth) != (RGB, 16):
         raise FormatError(name, "a normal map must be a 16-bit RGB PNG", found=f"a {header.pixel_format} PNG")
     # Plane by plane, which is several times faster than along a last axis of three.
-    r, g, b = cv2.split(decode_png(data, name, header))
+    r, g, b = cv2.split(decode_png(data, name, header)[region])
     # No code stands for exactly zero, so every length is positive.
     coordinate = (np.arange(65536) / 65535 * 2 - 1).astype(np.float32)
     x, y, z = np.take(coordinate, r), np.take(-coordinate, g), np.take(-coordinate, b)

@@ -55,6 +55,13 @@ class DatasetConfig(StrictModel):
         return (data_root() / self.path).resolve()
 
 
+class DepthCacheConfig(StrictModel):
+    """Where decoded depth is kept between draws; see `moge_core.loading.depth_cache`."""
+
+    dir: Annotated[str, Field(min_length=1)]
+    max_gb: Positive
+
+
 class DataConfig(StrictModel):
     """The `data` section. Areas are in pixels, fields of view in degrees, aspect ratios are width / height."""
 
@@ -69,6 +76,8 @@ class DataConfig(StrictModel):
     fov_range_absolute: tuple[float, float] | None = None
     fov_range_relative: tuple[float, float] | None = None
     image_augmentation: list[Augmentation] = Field(default_factory=list)
+    image_interpolation: Literal["cubic", "lanczos"] = "cubic"
+    depth_cache: DepthCacheConfig | None = None
 
     @model_validator(mode="after")
     def _complete(self) -> DataConfig:

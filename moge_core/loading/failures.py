@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
+import os
 from collections import Counter, deque
 from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 from moge_core.errors import DatasetError, InputError
@@ -19,7 +23,7 @@ class Failure(NamedTuple):
         dataset: the dataset's name.
         instance: its path within the dataset.
         rule: id of the broken rule, as `moge_core.datasets` names them, or one of the loader's own: `depth-in-view`,
-            `normal-decodable`, `processing`.
+            `normal-decodable`, `processing`, `worker-died`.
         detail: what was found.
     """
 
@@ -36,14 +40,23 @@ class FailureLog:
         max_share: most of the last `window` draws that may fail.
         window: number of draws that the share is taken over.
         min_failures: so many may always fail, so that one broken instance does not end a run that has just begun.
+        path: file to list every failure in once, a JSON object a line; what it lists already stays.
     """
 
-    def __init__(self, max_share: float = 0.01, window: int = 10_000, min_failures: int = 32) -> None:
+    def __init__(
+        self,
+        max_share: float = 0.01,
+        window: int = 10_000,
+        min_failures: int = 32,
+        path: str | os.PathLike[str] | None = None,
+    ) -> None:
         if not 0 <= max_share <= 1:
             raise InputError("max_failure_share", "must be in 0..1", found=max_share)
         self._max_share = max_share
         self._min_failures = min_failures if max_share > 0 else 0
         self._draws: deque[bool] = deque(maxlen=window)
+        self._path = None if path is None else Path(path)
+        self._listed = _listed_in(self._path)
         self._reported: set[tuple[str, str, str]] = set()
         self.failures: list[Failure] = []
         self.counts: Counter[tuple[str, str]] = Counter()
@@ -54,17 +67,28 @@ class FailureLog:
         Raises:
             DatasetError: more draws failed than the quota allows; names the instances.
         """
-        self._draws.extend([False] * num_used)
+        failures = list(failures)
+        self._draws.extend([False] * num_used + [True] * len(failures))
         for failure in failures:
-            self._draws.append(True)
             self.counts[failure.dataset, failure.rule] += 1
             if failure[:3] not in self._reported:
                 self._reported.add(failure[:3])
                 self.failures.append(failure)
                 logger.warning("skipped %s/%s (%s): %s", *failure)
+                self._list(failure)
         num_failed = sum(self._draws)
         if num_failed > max(self._min_failures, self._max_share * len(self._draws)):
             raise self.error(f"at most {self._max_share:.1%} of the drawn instances may be unusable", num_failed)
+
+    def _list(self, failure: Failure) -> None:
+        if self._path is None or failure[:3] in self._listed:
+            return
+        self._listed.add(failure[:3])
+        try:
+            with self._path.open("a") as file:
+                file.write(json.dumps(failure._asdict()) + "\n")
+        except OSError as error:
+            logger.warning("%s: the failure cannot be listed: %s", self._path, error)
 
     def error(self, rule: str, num_failed: int) -> DatasetError:
         """An error that names what failed."""
@@ -78,3 +102,13 @@ class FailureLog:
             found="\n".join([f"{num_failed} of the last {len(self._draws)} draws:", *shown[:20], *more, ""]),
             fix="Run `moge validate` on the datasets, then mend these instances or take them out of the index.",
         )
+
+
+def _listed_in(path: Path | None) -> set[tuple[str, str, str]]:
+    listed = set()
+    if path is not None and path.is_file():
+        for line in path.read_text().splitlines():
+            with contextlib.suppress(ValueError, KeyError):  # a line that a crash cut short
+                entry = json.loads(line)
+                listed.add((entry["dataset"], entry["instance"], entry["rule"]))
+    return listed

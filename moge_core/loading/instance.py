@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,16 @@ import numpy.typing as npt
 from moge_core.datasets.layout import IMAGE_NAME, META_NAME, check_instance_links
 from moge_core.errors import InstanceError, MoGeError
 from moge_core.geometry import depth_map_edge, depth_map_to_normal_map
-from moge_core.io import read_depth, read_image, read_image_size, read_meta, read_normal
+from moge_core.io import limits, read_image, read_image_size, read_meta, read_normal
+from moge_core.io.depth import INFINITE_CODE, UNKNOWN_CODE, CodedDepth, read_depth_codes
+from moge_core.io.files import read_bytes
+from moge_core.io.opencv import cv2
 from moge_core.loading.augmentation import augment
 from moge_core.loading.config import DataConfig
-from moge_core.loading.view import checked_intrinsics, sample_view
-from moge_core.loading.warp import view_transform, warp_depth, warp_image, warp_normal
+from moge_core.loading.depth_cache import DepthCache
+from moge_core.loading.stages import StageClock
+from moge_core.loading.view import View, checked_intrinsics, sample_view
+from moge_core.loading.warp import Interpolation, Region, Warp
 
 NORMAL_NAME = "normal.png"
 
@@ -46,10 +52,14 @@ class Recipe:
     image_augmentation: tuple[str, ...]
     clamp_max_depth: float
     with_normal: bool
+    image_interpolation: Interpolation
+    depth_cache: DepthCache | None
 
 
 def recipes_of(config: DataConfig, normals_for: Collection[str]) -> list[Recipe]:
     """A recipe for each dataset of the section; datasets with a label in `normals_for` come with normals."""
+    section = config.depth_cache
+    cache = DepthCache(Path(section.dir).expanduser().resolve(), int(section.max_gb * 1e9)) if section else None
     return [
         Recipe(
             name=dataset.name,
@@ -64,6 +74,8 @@ def recipes_of(config: DataConfig, normals_for: Collection[str]) -> list[Recipe]
             image_augmentation=tuple(config.effective(dataset, "image_augmentation")),
             clamp_max_depth=config.clamp_max_depth,
             with_normal=dataset.label_type in normals_for,
+            image_interpolation=config.image_interpolation,
+            depth_cache=cache,
         )
         for dataset in config.datasets
     ]
@@ -101,117 +113,166 @@ class UnusableInstanceError(InstanceError):
     """An instance that cannot become a sample; `rule` is the id of the rule that it breaks."""
 
 
-def load_sample(recipe: Recipe, instance: str, seed: int, size: tuple[int, int]) -> Sample:
+def load_sample(
+    recipe: Recipe, instance: str, seed: int, size: tuple[int, int], clock: StageClock | None = None
+) -> Sample:
     """Read an instance and cut a random view of `size` (height, width) out of it.
+
+    Args:
+        recipe: of the instance's dataset.
+        instance: its path within the dataset.
+        seed: of everything that is drawn for it.
+        size: (height, width) of the view.
+        clock: where the time that stages take is added up.
 
     Raises:
         UnusableInstanceError: the files are not what they should be, or hardly any depth is known in the view.
     """
-    files = _read(recipe, instance)
-    intrinsics = files.intrinsics
+    clock = StageClock() if clock is None else clock
+    with clock.stage("read"):
+        files = _open(recipe, instance)
     rng = np.random.default_rng(seed)
     height, width = size
-
     view = sample_view(
-        intrinsics,
+        files.intrinsics,
         width / height,
         fov_range_absolute=recipe.fov_range_absolute,
         fov_range_relative=recipe.fov_range_relative,
         center_augmentation=recipe.center_augmentation,
         rng=rng,
     )
-    transform = view_transform(intrinsics, view)
-    finite = np.isfinite(files.depth)
-    smooth = finite & ~depth_map_edge(files.depth, ltol=_EDGE_TOLERANCE, kernel_size=_EDGE_KERNEL, mask=finite)
+    flip = bool(rng.choice([True, False]))
+    warp = Warp.to_view(files.intrinsics, view, files.size, size)
 
-    image = warp_image(files.image, transform, size)
-    depth = warp_depth(files.depth, transform, size, smooth)
+    with clock.stage("decode depth"):
+        coded = files.decode_depth(recipe.depth_cache, clock)
+    with clock.stage("warp depth"):
+        part = np.take(coded.depth_of_code, coded.codes[warp.region])
+        finite = np.isfinite(part)
+        smooth = finite & ~depth_map_edge(part, ltol=_EDGE_TOLERANCE, kernel_size=_EDGE_KERNEL, mask=finite)
+        nearest = warp.nearest(coded.codes, coded.codes != UNKNOWN_CODE, outside=UNKNOWN_CODE)
+        depth = _flipped(warp.depth(part, smooth, np.take(coded.depth_of_code, nearest)), flip)
+    finite_share = float(np.isfinite(depth).mean())
+    if finite_share < _LEAST_FINITE_SHARE:
+        raise UnusableInstanceError(
+            files.folder, "depth-in-view", found=f"{finite_share:.2%} of the view's pixels have a finite depth"
+        )
+    with clock.stage("decode image"):
+        image = files.decode_image()
+    with clock.stage("warp image"):
+        image = _flipped(warp.image(image, recipe.image_interpolation), flip)
     normal = None
     if recipe.with_normal:
-        source = _normal_map(files.depth, intrinsics, finite) if files.normal is None else files.normal
-        normal = warp_normal(source, transform, view.rotation, size)
-    share = float(np.isfinite(depth).mean())
-    if share < _LEAST_FINITE_SHARE:
-        raise UnusableInstanceError(
-            recipe.root / instance, "depth-in-view", found=f"{share:.2%} of the view's pixels have a finite depth"
-        )
+        with clock.stage("normals"):
+            normal = _normal_in_view(files, part, finite, warp, view, flip)
+    image = augment(image, depth, recipe.image_augmentation, rng, clock)
 
-    flip = bool(rng.choice([True, False]))
-    target_intrinsics = view.intrinsics
-    if flip:
-        image, depth = np.ascontiguousarray(image[:, ::-1]), np.ascontiguousarray(depth[:, ::-1])
-        target_intrinsics = _mirrored(target_intrinsics)
-        if normal is not None:
-            normal = normal[:, ::-1] * np.array([-1, 1, 1], dtype=np.float32)
-    image = augment(image, depth, recipe.image_augmentation, rng)
-
-    depth_mask_inf = np.isinf(depth)
-    depth_mask_fin = np.isfinite(depth) if recipe.finite_depth_mask == "only_known" else ~depth_mask_inf
-    if recipe.depth_unit is not None:
-        depth *= np.float32(recipe.depth_unit)
-    _clamp_far(depth, recipe.clamp_max_depth)
-    info = {"dataset": recipe.name, "instance": instance, "seed": seed, "flip": flip}
+    with clock.stage("finish"):
+        depth_mask_inf = np.isinf(depth)
+        depth_mask_fin = np.isfinite(depth) if recipe.finite_depth_mask == "only_known" else ~depth_mask_inf
+        if recipe.depth_unit is not None:
+            depth *= np.float32(recipe.depth_unit)
+        _clamp_far(depth, recipe.clamp_max_depth)
     return Sample(
         image=image,
         depth=depth,
         depth_mask_fin=depth_mask_fin,
         depth_mask_inf=depth_mask_inf,
         normal=normal,
-        intrinsics=target_intrinsics,
+        intrinsics=_mirrored(view.intrinsics) if flip else view.intrinsics,
         label_type=recipe.label_type,
         is_metric=recipe.depth_unit is not None,
-        info=info,
+        info={"dataset": recipe.name, "instance": instance, "seed": seed, "flip": flip},
     )
 
 
 @dataclass
 class _Files:
-    """What an instance's files hold, all of one size."""
+    """The bytes of an instance's files, whose headers have been found to agree."""
 
-    image: npt.NDArray[np.uint8]
-    depth: npt.NDArray[np.float32]
-    normal: npt.NDArray[np.float32] | None
+    folder: Path
+    size: tuple[int, int]
     intrinsics: npt.NDArray[np.float32]
+    image: io.BytesIO
+    depth: io.BytesIO | None
+    normal: io.BytesIO | None
+    depth_path: Path
+    cached_depth: CodedDepth | None
+
+    def decode_depth(self, cache: DepthCache | None, clock: StageClock) -> CodedDepth:
+        coded = self.cached_depth
+        if coded is None:
+            assert self.depth is not None
+            with _obeying("depth-decodable", self.folder):
+                coded = read_depth_codes(self.depth)
+            if cache:
+                cache.put(self.depth_path, coded)
+        if cache:
+            clock.count("depth cache hits" if self.cached_depth else "depth cache misses")
+        if not ((coded.codes > UNKNOWN_CODE) & (coded.codes < INFINITE_CODE)).any():
+            raise UnusableInstanceError(self.folder, "depth-known", found="no pixel with a finite depth")
+        return coded
+
+    def decode_image(self) -> npt.NDArray[np.uint8]:
+        with _obeying("image-decodable", self.folder):
+            return read_image(self.image)
+
+    def decode_normal(self, region: Region) -> npt.NDArray[np.float32]:
+        assert self.normal is not None
+        with _obeying("normal-decodable", self.folder):
+            return read_normal(self.normal, region)
 
 
-def _read(recipe: Recipe, instance: str) -> _Files:
+def _open(recipe: Recipe, instance: str) -> _Files:
+    """Read the files of an instance; sizes come from their headers, before anything is decoded."""
     folder = recipe.root / instance
-    image_path, depth_path, meta_path = folder / IMAGE_NAME, folder / recipe.depth_name, folder / META_NAME
-    missing = [path.name for path in (image_path, depth_path, meta_path) if not path.is_file()]
+    names = {"image": IMAGE_NAME, "depth": recipe.depth_name, "meta": META_NAME}
+    missing = [name for name in names.values() if not (folder / name).is_file()]
     if missing:
         raise UnusableInstanceError(folder, "files-present", found=f"no {', '.join(missing)}")
-    normal_path = folder / NORMAL_NAME
-    has_normal = recipe.with_normal and normal_path.is_file()
     with _obeying("inside-root", folder):
-        check_instance_links(recipe.root, instance, (IMAGE_NAME, recipe.depth_name, META_NAME, NORMAL_NAME))
+        check_instance_links(recipe.root, instance, (*names.values(), NORMAL_NAME))
+    if recipe.with_normal and (folder / NORMAL_NAME).is_file():
+        names["normal"] = NORMAL_NAME
 
     with _obeying("meta-readable", folder):
-        intrinsics = read_meta(meta_path)["intrinsics"]
+        intrinsics = read_meta(folder / META_NAME)["intrinsics"]
     with _obeying("intrinsics-normalised", folder):
         checked_intrinsics(intrinsics)
-    # Sizes come from the headers, before anything is decoded.
-    with _obeying("image-decodable", folder):
-        sizes = {IMAGE_NAME: read_image_size(image_path)}
-    with _obeying("depth-decodable", folder):
-        sizes[recipe.depth_name] = read_image_size(depth_path)
-    if has_normal:
-        with _obeying("normal-decodable", folder):
-            sizes[NORMAL_NAME] = read_image_size(normal_path)
+    depth_path = folder / recipe.depth_name
+    contents: dict[str, _NamedBytes] = {}
+    sizes: dict[str, tuple[int, int]] = {}
+    cached_depth = recipe.depth_cache.get(depth_path) if recipe.depth_cache else None
+    if cached_depth is not None:
+        height, width = cached_depth.codes.shape
+        sizes[names.pop("depth")] = width, height
+    for kind in sorted(names.keys() - {"meta"}):
+        with _obeying(f"{kind}-decodable", folder):
+            contents[kind] = _NamedBytes(folder / names[kind])
+            sizes[names[kind]] = read_image_size(contents[kind])
+            contents[kind].seek(0)
     if len(set(sizes.values())) > 1:
-        found = ", ".join(f"{name} {width} x {height}" for name, (width, height) in sizes.items())
+        found = ", ".join(f"{name} {width} x {height}" for name, (width, height) in sorted(sizes.items()))
         raise UnusableInstanceError(folder, "sizes-agree", found=found)
+    width, height = sizes[IMAGE_NAME]
+    return _Files(
+        folder,
+        (height, width),
+        intrinsics,
+        contents["image"],
+        contents.get("depth"),
+        contents.get("normal"),
+        depth_path,
+        cached_depth,
+    )
 
-    with _obeying("depth-decodable", folder):
-        depth = read_depth(depth_path)
-    if not np.isfinite(depth).any():
-        raise UnusableInstanceError(folder, "depth-known", found="no pixel with a finite depth")
-    with _obeying("image-decodable", folder):
-        image = read_image(image_path)
-    normal = None
-    if has_normal:
-        with _obeying("normal-decodable", folder):
-            normal = read_normal(normal_path)
-    return _Files(image, depth, normal, intrinsics)
+
+class _NamedBytes(io.BytesIO):
+    """A whole file in memory that errors still call by its path."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(read_bytes(path, limit=limits.MAX_FILE_BYTES))
+        self.name = str(path)
 
 
 @contextlib.contextmanager
@@ -222,13 +283,44 @@ def _obeying(rule: str, folder: Path) -> Iterator[None]:
         raise UnusableInstanceError(folder, rule, found=error) from error
 
 
-def _normal_map(
-    depth: npt.NDArray[np.float32], intrinsics: npt.NDArray[np.float32], finite: npt.NDArray[np.bool_]
+def _normal_in_view(
+    files: _Files,
+    depth: npt.NDArray[np.float32],
+    finite: npt.NDArray[np.bool_],
+    warp: Warp,
+    view: View,
+    flip: bool,
 ) -> npt.NDArray[np.float32]:
-    """Normals (H, W, 3) of the depth map at full resolution, NaN unknown."""
-    normal, known = depth_map_to_normal_map(depth, intrinsics, mask=finite, edge_threshold=_NORMAL_EDGE_THRESHOLD)
-    normal[~known] = np.nan
-    return normal
+    """Normals (h, w, 3) of the view, NaN unknown: the file's, or else those of the source's depth."""
+    if files.normal is not None:
+        part = files.decode_normal(warp.region)
+    else:
+        part, known = depth_map_to_normal_map(
+            depth,
+            _of_region(files.intrinsics, files.size, warp.region),
+            mask=finite,
+            edge_threshold=_NORMAL_EDGE_THRESHOLD,
+        )
+        part[~known] = np.nan
+    mirror = np.diag([-1.0 if flip else 1.0, 1.0, 1.0])
+    return _flipped(warp.normal(part, mirror @ view.rotation), flip)
+
+
+def _of_region(intrinsics: npt.NDArray[np.float32], size: tuple[int, int], region: Region) -> npt.NDArray[np.float64]:
+    """Normalised intrinsics of a part of an image."""
+    height, width = (part.stop - part.start for part in region)
+    crop = np.array(
+        [
+            [size[1] / width, 0, -region[1].start / width],
+            [0, size[0] / height, -region[0].start / height],
+            [0, 0, 1],
+        ]
+    )
+    return crop @ intrinsics
+
+
+def _flipped(array: npt.NDArray[Any], flip: bool) -> npt.NDArray[Any]:
+    return np.asarray(cv2.flip(array, 1)) if flip else array
 
 
 def _mirrored(intrinsics: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -241,6 +333,8 @@ def _mirrored(intrinsics: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 def _clamp_far(depth: npt.NDArray[np.float32], max_ratio: float) -> None:
     """Bring finite depth, in place, to at most `max_ratio` times the near end of its range."""
-    finite = np.isfinite(depth)
-    near = float(np.quantile(depth[finite], _NEAR_QUANTILE))
-    depth[finite] = np.clip(depth[finite], 0, near * max_ratio)
+    finite = depth[np.isfinite(depth)]
+    # The near end is no less than the least depth: mostly nothing is far enough to look closer.
+    if float(finite.max()) > float(finite.min()) * max_ratio:
+        near = float(np.quantile(finite, _NEAR_QUANTILE))
+        np.minimum(depth, np.float32(near * max_ratio), out=depth, where=np.isfinite(depth))

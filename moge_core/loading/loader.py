@@ -8,25 +8,27 @@ with TrainLoader(config.data, batch_size=8, seed=0) as loader:
 from __future__ import annotations
 
 import os
+import time
 import weakref
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
 from moge_core.configuration import parse_as
 from moge_core.datasets import read_index
 from moge_core.datasets.parallel import num_cores
 from moge_core.errors import InputError
-from moge_core.loading.batch import LoadedBatch, load_batch
+from moge_core.loading.batch import BlockLayout, LoadedBatch, load_batch
 from moge_core.loading.config import DataConfig
 from moge_core.loading.failures import Failure, FailureLog
-from moge_core.loading.instance import Sample, recipes_of
+from moge_core.loading.instance import recipes_of
 from moge_core.loading.sampling import NUM_CANDIDATES, BatchLayout, BatchPlan, Sampler
-from moge_core.loading.workers import WorkerPool
+from moge_core.loading.shared_memory import keep_freed_memory
+from moge_core.loading.statistics import LoaderStatistics
+from moge_core.loading.workers import Delivery, WorkerPool
 
 MAX_AUTO_WORKERS = 8
 
@@ -66,6 +68,10 @@ class TrainLoader:
             the training and takes up to 8; with one or two cores, 0.
         normals_for: labels whose batches need `normal`.
         max_failure_share: most of the last 10,000 draws that may be unusable (32 may always be).
+        failures_path: file that lists every unusable instance, a JSON object a line.
+        prefetch_batches: most batches to have loaded or in work ahead; by default two for each worker and two more.
+        prefetch_bytes: most bytes of these together.
+        stall_timeout_s: how long a batch may take before its worker is taken for stuck and replaced.
 
     Raises:
         MissingIndexError: a dataset has no index where the configuration says one is.
@@ -86,6 +92,10 @@ class TrainLoader:
         num_workers: int | Literal["auto"] = "auto",
         normals_for: Collection[str] = (),
         max_failure_share: float = 0.01,
+        failures_path: str | os.PathLike[str] | None = None,
+        prefetch_batches: int | None = None,
+        prefetch_bytes: int = 2 << 30,
+        stall_timeout_s: float = 600.0,
     ) -> None:
         config = data if isinstance(data, DataConfig) else parse_as(DataConfig, data, "data")
         self._layout = BatchLayout(batch_size, accumulation, rank, world_size)
@@ -97,11 +107,19 @@ class TrainLoader:
             for dataset in config.datasets
         ]
         self._sampler = Sampler(config, indexes, seed)
-        self._log = FailureLog(max_failure_share)
+        self._log = FailureLog(max_failure_share, path=failures_path)
+        self._prefetch_batches = 2 * self._num_workers + 2 if prefetch_batches is None else prefetch_batches
+        self._prefetch_bytes, self._stall_timeout_s = prefetch_bytes, stall_timeout_s
+        if self._prefetch_batches < 1 or prefetch_bytes < 1:
+            raise InputError("prefetch_batches and prefetch_bytes", "must be at least 1")
+        self._max_pixels = _max_pixels(config)
+        self._statistics = LoaderStatistics()
         self._seed = seed
         self._step = 0
         self._micro_batch = 0
         self._pool: WorkerPool | None = None
+        if self._num_workers == 0:
+            keep_freed_memory()
 
     @property
     def failures(self) -> list[Failure]:
@@ -128,13 +146,18 @@ class TrainLoader:
             DatasetError: too many instances are unusable; names them.
             TrainingError: a worker process died.
         """
-        if self._num_workers == 0:
-            loaded = load_batch(self._recipes, self._sampler.plan_batch(self._layout, self._step, self._micro_batch))
-        else:
-            loaded = self._running_pool().next()
+        asked = time.perf_counter()
+        num_ready = self._pool.num_ready if self._pool else 0
+        delivery = self._load_here() if self._num_workers == 0 else self._running_pool().next()
+        self._statistics.record(delivery.batch, time.perf_counter() - asked, num_ready)
         self._step, self._micro_batch = self._layout.after(self._step, self._micro_batch)
-        self._record(loaded)
-        return _collate(loaded.samples)
+        self._record(delivery.batch)
+        return _to_tensors(delivery)
+
+    def statistics(self) -> LoaderStatistics:
+        """What loading has cost since the start or the last `reset`, and how long batches were waited for."""
+        self._statistics.num_restarts = self._pool.num_restarts if self._pool else 0
+        return self._statistics
 
     def state_dict(self) -> dict[str, int]:
         """Where the stream stands: what the next batch will be. Batches loaded ahead do not count."""
@@ -179,15 +202,31 @@ class TrainLoader:
     def _running_pool(self) -> WorkerPool:
         if self._pool is None:
             plans = _plans_from(self._sampler, self._layout, self._step, self._micro_batch)
-            self._pool = WorkerPool(self._num_workers, self._recipes, plans)
+            largest = BlockLayout.bound(self._layout.batch_size, self._max_pixels)
+            self._pool = WorkerPool(
+                self._num_workers,
+                self._recipes,
+                plans,
+                max_batch_bytes=largest,
+                prefetch_batches=self._prefetch_batches,
+                prefetch_bytes=self._prefetch_bytes,
+                stall_timeout_s=self._stall_timeout_s,
+            )
             # Also when the loader is dropped or the interpreter ends without `close`.
             self._end_pool = weakref.finalize(self, self._pool.close)
         return self._pool
 
-    def _record(self, loaded: LoadedBatch) -> None:
-        self._log.record(len(loaded.samples), loaded.failures)
-        if len(loaded.samples) < len(loaded.plan.samples):
-            raise self._log.error(f"one of {NUM_CANDIDATES} instances must be usable", len(loaded.failures))
+    def _load_here(self) -> Delivery:
+        plan = self._sampler.plan_batch(self._layout, self._step, self._micro_batch)
+        layout = BlockLayout.of(plan, self._recipes)
+        block = torch.empty(layout.num_bytes, dtype=torch.uint8).numpy()
+        return Delivery(load_batch(self._recipes, plan, layout.arrays_in(block)), layout, block)
+
+    def _record(self, batch: LoadedBatch) -> None:
+        deaths = [self._pool.deaths.popleft() for _ in range(len(self._pool.deaths))] if self._pool else []
+        self._log.record(len(batch.infos), [*deaths, *batch.failures])
+        if not batch.complete:
+            raise self._log.error(f"one of {NUM_CANDIDATES} instances must be usable", len(batch.failures))
 
     def _layout_state(self) -> dict[str, int]:
         layout = self._layout
@@ -215,20 +254,15 @@ def _plans_from(sampler: Sampler, layout: BatchLayout, step: int, micro_batch: i
         step, micro_batch = layout.after(step, micro_batch)
 
 
-def _collate(samples: Sequence[Sample]) -> Batch:
-    image = torch.from_numpy(np.stack([sample.image for sample in samples]))
-    batch: Batch = {
-        "image": image.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255),
-        "is_metric": torch.tensor([sample.is_metric for sample in samples]),
-        "label_type": [sample.label_type for sample in samples],
-        "info": [sample.info for sample in samples],
-    }
-    for key in ("depth", "depth_mask_fin", "depth_mask_inf", "intrinsics"):
-        batch[key] = torch.from_numpy(np.stack([getattr(sample, key) for sample in samples]))
-    if any(sample.normal is not None for sample in samples):
-        normal = torch.full((*batch["depth"].shape, 3), torch.nan)
-        for row, sample in enumerate(samples):
-            if sample.normal is not None:
-                normal[row] = torch.from_numpy(sample.normal)
-        batch["normal"] = normal
-    return batch
+def _max_pixels(config: DataConfig) -> int:
+    if config.image_sizes is not None:
+        return max(width * height for width, height in config.image_sizes)
+    assert config.area_range is not None  # checked by DataConfig
+    return max(int(config.area_range[1]), 1)
+
+
+def _to_tensors(delivery: Delivery) -> Batch:
+    """The batch as tensors on the very memory that it was loaded into."""
+    arrays = delivery.layout.arrays_in(delivery.block)
+    batch: Batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return {**batch, "label_type": delivery.batch.labels, "info": delivery.batch.infos}

@@ -1,7 +1,8 @@
 """Which instance is sample n of a run, and which size its optimiser step has: pure functions of the seed.
 
-Every choice has a random generator of its own, made from (seed, purpose, number), so that nothing depends on how the
-work is split between ranks, micro-batches or worker processes, or on where a run was interrupted.
+Random numbers are counter-based (Philox): the seed is the key, and what is drawn, with its number, the counter. So
+nothing depends on how the work is split between ranks, micro-batches or worker processes, or on where a run was
+interrupted, and there is no state to keep beyond the number of the next batch.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ class Sampler:
                 raise InputError("indexes", f"must list instances of dataset {dataset.name!r}", found="none")
         self._config = config
         self._indexes = indexes
-        self._seed = seed
+        self._key = np.random.SeedSequence(seed).generate_state(2, np.uint64)
         # Datasets of weight 0 are left out, so that no rounding at the ends of the interval can draw one.
         self._drawable = [i for i, dataset in enumerate(config.datasets) if dataset.weight > 0]
         self._thresholds = list(itertools.accumulate(config.datasets[i].weight for i in self._drawable))
@@ -122,11 +123,11 @@ class Sampler:
         """The dataset of a sample and the instances to try."""
         dataset = self.dataset_of(sample_number)
         index = self._indexes[dataset]
-        candidates = []
-        for attempt in range(NUM_CANDIDATES):
-            rng = self._generator(_Purpose.INSTANCE, sample_number, attempt)
-            candidates.append(Candidate(index[int(rng.integers(len(index)))], int(rng.integers(2**63))))
-        return SamplePlan(sample_number, dataset, tuple(candidates))
+        rng = self._generator(_Purpose.INSTANCE, sample_number)
+        places = rng.integers(len(index), size=NUM_CANDIDATES).tolist()
+        seeds = rng.integers(2**63, size=NUM_CANDIDATES).tolist()
+        candidates = tuple(Candidate(index[place], seed) for place, seed in zip(places, seeds, strict=True))
+        return SamplePlan(sample_number, dataset, candidates)
 
     def dataset_of(self, sample_number: int) -> int:
         """Position in the configuration of the dataset that a sample comes from."""
@@ -156,8 +157,9 @@ class Sampler:
         width, height = self.image_size(step, {self.dataset_of(n) for n in range(first, first + global_batch)})
         return height, width
 
-    def _generator(self, *key: int) -> np.random.Generator:
-        return np.random.default_rng(np.random.SeedSequence(self._seed, spawn_key=key))
+    def _generator(self, purpose: _Purpose, number: int) -> np.random.Generator:
+        # The lowest word of the counter counts what one generator draws.
+        return np.random.Generator(np.random.Philox(key=self._key, counter=[0, 0, number, int(purpose)]))
 
 
 class _Purpose(IntEnum):

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from moge_core.errors import InputError
-from moge_core.loading.augmentation import AUGMENTATIONS, augment, blur_by_depth
+from moge_core.loading.augmentation import AUGMENTATIONS, augment, color
+from moge_core.loading.augmentation.depth_of_field import blur_by_depth, fill_unknown
+from moge_core.loading.augmentation.shot_noise import noise_table, photon_noise
 
 
 @pytest.mark.parametrize("seed", range(7))
-@pytest.mark.parametrize("name", ["shot_noise", "blurring", "jpeg_loss"])
+@pytest.mark.parametrize("name", ["blurring", "jpeg_loss"])
 def test_published_augmentations_are_reproduced_exactly(golden, name, seed):
     image = golden["aug.image"]
     result = augment(image, golden["aug.depth"], [name], np.random.default_rng(seed))
@@ -23,6 +25,56 @@ def test_published_colour_jitter_is_reproduced(golden, seed):
     difference = np.abs(result.astype(int) - golden[f"aug.jittering.seed{seed}"])
     assert difference.max() <= 1
     assert (difference > 0).mean() < 0.002
+
+
+def test_the_mean_grey_of_a_large_image_is_taken_from_rows_of_it():
+    """It enters the contrast with a factor of at most 0.1, so that half a level of it is next to nothing."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:600, :901]
+    planes = [np.clip(plane + rng.integers(-20, 20, x.shape), 0, 255).astype(np.uint8) for plane in (y / 3, x / 4, x)]
+    weights = np.float32([0.2989, 0.587, 0.114])
+    grey = sum(weight * plane for weight, plane in zip(weights, planes, strict=True))
+    assert color._mean_grey(planes) == pytest.approx(np.floor(grey).mean(), abs=0.5)
+
+
+@pytest.mark.parametrize("photons_at_white", [101.3, 250.7, 1003.1, 3001.9, 9973.7])
+def test_shot_noise_has_the_published_distribution(photons_at_white):
+    """At every level the cumulative distribution is that of Poisson draws, to within a thousandth."""
+    photons_per_level = photons_at_white / 255
+    table = noise_table(photons_per_level)
+    number = np.arange(int(photons_at_white + 8 * photons_at_white**0.5) + 20)
+    log_factorial = np.concatenate([[0], np.cumsum(np.log(number[1:]))])
+    levels = np.minimum(number / photons_per_level, 255).astype(int)
+    np.testing.assert_array_equal(table[0], 0)
+    for level in range(1, 256):
+        mean = level * photons_per_level
+        share = np.exp(number * np.log(mean) - mean - log_factorial)
+        expected = np.cumsum(np.bincount(levels, share, minlength=256))
+        found = np.cumsum(np.bincount(table[level], minlength=256)) / table.shape[1]
+        # A photon may be worth more than a step: where the table rounds to another one, that much is the difference.
+        assert np.abs(found - expected).max() < 4 / 4096
+
+
+def test_shot_noise_is_drawn_evenly_and_independently():
+    image = np.repeat(np.arange(256, dtype=np.uint8), 3 * 4000).reshape(800, 1280, 3)
+    noisy = photon_noise(image, 1.7, np.random.default_rng(3)).astype(float)
+    error = (noisy - image)[image == 100]
+    # Rounded down to levels of 1/1.7 photon each, so half a level low on average.
+    assert abs(error.mean() + 0.5) < 0.4
+    assert error.std() == pytest.approx((100 / 1.7) ** 0.5, rel=0.03)
+    assert abs(np.corrcoef(error[1:], error[:-1])[0, 1]) < 0.03
+
+
+@pytest.mark.parametrize("seed", range(7))
+def test_published_shot_noise_is_as_strong(golden, seed):
+    image = golden["aug.image"].astype(int)
+    published = golden.get(f"aug.shot_noise.seed{seed}")
+    result = augment(golden["aug.image"], golden["aug.depth"], ["shot_noise"], np.random.default_rng(seed))
+    if published is None:
+        np.testing.assert_array_equal(result, image)
+    else:
+        assert (result - image).std() == pytest.approx((published - image).std(), rel=0.03)
+        assert abs((result - image).mean() - (published - image).mean()) < 0.2
 
 
 @pytest.mark.parametrize("seed", range(7))
@@ -81,3 +133,16 @@ def test_what_is_in_focus_stays_sharp():
 def test_an_unknown_name_is_refused():
     with pytest.raises(InputError, match="sepia"):
         augment(np.zeros((2, 2, 3), np.uint8), np.ones((2, 2), np.float32), ["sepia"], np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.96])
+def test_unknown_disparity_is_filled_smoothly_from_around(share):
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:120, :161].astype(np.float32)
+    slope = 0.2 + 0.6 * (x / 160 + y / 119) / 2
+    unknown = rng.random(slope.shape) < share
+    filled = fill_unknown(np.where(unknown, 0, slope).astype(np.float32), unknown)
+    np.testing.assert_array_equal(filled[~unknown], slope[~unknown])
+    assert np.abs(filled - slope).max() < 0.08
+    nothing = fill_unknown(np.zeros((3, 5), np.float32), np.ones((3, 5), bool))
+    np.testing.assert_array_equal(nothing, 0)
