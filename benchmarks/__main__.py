@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: what rendering and loading cost, in the units of `benchmarks.units`."""
+"""`python -m benchmarks`: what rendering and reading cost, in the units of `benchmarks.units`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,7 @@ import torch
 from benchmarks.units import median_seconds, unit_d
 from moge_core.datasets import index_dataset, render_sample_scenes
 from moge_core.io import read_depth
-from moge_core.loading import TrainLoader
-from moge_core.training import load_train_config
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "train"
 NUM_SCENES = 48
 
 
@@ -42,13 +39,6 @@ def _measurements(folder: Path) -> Iterator[tuple[str, str, str]]:
 
     seconds = median_seconds(lambda: read_depth(instance / "depth.png"), cpu=True)
     yield "read_depth, 640x480", f"{seconds * 1e3:.1f} ms CPU", f"{seconds / d:.2f} D"
-
-    for version in ("v1", "v2"):
-        data = load_train_config(CONFIGS / f"{version}.json").data
-        dataset = data.datasets[-1].model_copy(update={"path": str(folder / "scenes")})
-        with TrainLoader(data.model_copy(update={"datasets": [dataset]}), 4, 0, num_workers=0) as loader:
-            seconds = median_seconds(lambda loader=loader: next(loader), cpu=True) / 4  # type: ignore[misc]
-        yield f"loader, {version} augmentations, an image", f"{seconds * 1e3:.0f} ms CPU", f"{seconds / d:.1f} D"
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@
     moge validate DATASET                     check every instance of a list
     moge inspect INSTANCE_OR_DATASET          point clouds and depth pictures
     moge sample-scenes OUT --count N          render a dataset that needs no download
+    moge preview-batches CONFIG -o FILE.png   what a training sees, as a picture
+    moge profile-loader CONFIG                how fast its data loads here, and what would help
     moge train --config FILE ...              one process; `accelerate launch -m moge_core.training` for several
     moge infer -i PHOTOS -o OUT --model FILE  geometry of photos with a trained model
     moge evaluate CHECKPOINT --data DATASET   point scores on a held-out dataset
@@ -25,7 +27,7 @@ from pathlib import Path
 import click
 
 from moge_core import __version__
-from moge_core.cli import datasets, models
+from moge_core.cli import datasets, loading, models
 from moge_core.cli.common import EXIT_FINDINGS, Commands, verbose
 
 
@@ -71,6 +73,8 @@ for command in (
     datasets.validate_command,
     datasets.inspect_command,
     datasets.sample_scenes_command,
+    loading.preview_batches_command,
+    loading.profile_loader_command,
     models.train_command,
     models.infer_command,
     models.evaluate_command,

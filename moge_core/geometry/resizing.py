@@ -36,9 +36,9 @@ def masked_nearest_resize(
         region: rows and columns of the target to compute, in steps of 1; by default all.
 
     Returns:
-        Each map resized, (..., height, width, ...) of the region, then the resized mask, (..., height, width), then with
-        `return_index` a pair (rows, columns) of integer maps (..., height, width). Where the resized mask is false,
-        maps and index hold the first pixel of the window, whatever it is: look at the mask.
+        Each map resized, (..., height, width, ...) of the region, then the resized mask, (..., height, width), then
+        with `return_index` a pair (rows, columns) of integer maps (..., height, width). Where the resized mask is
+        false, maps and index hold the first pixel of the window, whatever it is: look at the mask.
 
     Raises:
         InputError: shapes or types that do not fit, or a size below one pixel.

@@ -14,7 +14,7 @@ FileNotFoundError.
 """
 
 from moge_core.io import limits
-from moge_core.io.depth import DepthWarning, read_depth, read_depth_codes, write_depth
+from moge_core.io.depth import DepthWarning, read_depth, write_depth
 from moge_core.io.files import PathOrFile, atomic_open, file_digest
 from moge_core.io.headers import read_image_size
 from moge_core.io.image import read_image, write_image

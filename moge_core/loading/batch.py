@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moge_core.io.opencv import cv2
-from moge_core.loading.failures import Failure
+from moge_core.loading.failures import WORKER_DIED, Failure
 from moge_core.loading.instance import Recipe, Sample, UnusableInstanceError, load_sample
 from moge_core.loading.sampling import BatchPlan, SamplePlan
 from moge_core.loading.stages import StageClock
@@ -149,7 +149,7 @@ def _first_usable(
 
 def _refuse_barred(deed: str | None, recipe: Recipe, instance: str) -> None:
     if deed is not None:
-        raise UnusableInstanceError(recipe.root / instance, "worker-died", found=deed)
+        raise UnusableInstanceError(recipe.root / instance, WORKER_DIED, found=deed)
 
 
 def _store(sample: Sample, arrays: Arrays, row: int) -> None:

@@ -16,6 +16,10 @@ from moge_core.errors import DatasetError, InputError
 logger = logging.getLogger(__name__)
 
 
+WORKER_DIED = "worker-died"
+"""Rule of an instance during which a worker process died. It is skipped once that has happened twice."""
+
+
 class Failure(NamedTuple):
     """One instance that was drawn and could not be used.
 
@@ -74,7 +78,8 @@ class FailureLog:
             if failure[:3] not in self._reported:
                 self._reported.add(failure[:3])
                 self.failures.append(failure)
-                logger.warning("skipped %s/%s (%s): %s", *failure)
+                if failure.rule != WORKER_DIED:  # told already, and another worker may well manage
+                    logger.warning("skipped %s/%s (%s): %s", *failure)
                 self._list(failure)
         num_failed = sum(self._draws)
         if num_failed > max(self._min_failures, self._max_share * len(self._draws)):

@@ -132,17 +132,8 @@ def load_sample(
     with clock.stage("read"):
         files = _open(recipe, instance)
     rng = np.random.default_rng(seed)
-    height, width = size
-    view = sample_view(
-        files.intrinsics,
-        width / height,
-        fov_range_absolute=recipe.fov_range_absolute,
-        fov_range_relative=recipe.fov_range_relative,
-        center_augmentation=recipe.center_augmentation,
-        rng=rng,
-    )
-    flip = bool(rng.choice([True, False]))
-    warp = Warp.to_view(files.intrinsics, view, files.size, size)
+    with clock.stage("view"):
+        view, flip, warp = _draw_view(recipe, files, size, rng)
 
     with clock.stage("decode depth"):
         coded = files.decode_depth(recipe.depth_cache, clock)
@@ -163,8 +154,11 @@ def load_sample(
         image = _flipped(warp.image(image, recipe.image_interpolation), flip)
     normal = None
     if recipe.with_normal:
-        with clock.stage("normals"):
-            normal = _normal_in_view(files, part, finite, warp, view, flip)
+        with clock.stage("decode normals" if files.normal else "normals"):
+            source = _normal_map(files, part, finite, warp.region)
+        with clock.stage("warp normals"):
+            mirror = np.diag([-1.0 if flip else 1.0, 1.0, 1.0])
+            normal = _flipped(warp.normal(source, mirror @ view.rotation), flip)
     image = augment(image, depth, recipe.image_augmentation, rng, clock)
 
     with clock.stage("finish"):
@@ -184,6 +178,23 @@ def load_sample(
         is_metric=recipe.depth_unit is not None,
         info={"dataset": recipe.name, "instance": instance, "seed": seed, "flip": flip},
     )
+
+
+def _draw_view(
+    recipe: Recipe, files: _Files, size: tuple[int, int], rng: np.random.Generator
+) -> tuple[View, bool, Warp]:
+    """A view, whether it is mirrored, and the warp to it."""
+    height, width = size
+    view = sample_view(
+        files.intrinsics,
+        width / height,
+        fov_range_absolute=recipe.fov_range_absolute,
+        fov_range_relative=recipe.fov_range_relative,
+        center_augmentation=recipe.center_augmentation,
+        rng=rng,
+    )
+    flip = bool(rng.choice([True, False]))
+    return view, flip, Warp.to_view(files.intrinsics, view, files.size, size)
 
 
 @dataclass
@@ -283,30 +294,20 @@ def _obeying(rule: str, folder: Path) -> Iterator[None]:
         raise UnusableInstanceError(folder, rule, found=error) from error
 
 
-def _normal_in_view(
-    files: _Files,
-    depth: npt.NDArray[np.float32],
-    finite: npt.NDArray[np.bool_],
-    warp: Warp,
-    view: View,
-    flip: bool,
+def _normal_map(
+    files: _Files, depth: npt.NDArray[np.float32], finite: npt.NDArray[np.bool_], region: Region
 ) -> npt.NDArray[np.float32]:
-    """Normals (h, w, 3) of the view, NaN unknown: the file's, or else those of the source's depth."""
+    """Normals of a part of the source, NaN unknown: the file's, or else those of the depth there."""
     if files.normal is not None:
-        part = files.decode_normal(warp.region)
-    else:
-        part, known = depth_map_to_normal_map(
-            depth,
-            _of_region(files.intrinsics, files.size, warp.region),
-            mask=finite,
-            edge_threshold=_NORMAL_EDGE_THRESHOLD,
-        )
-        part[~known] = np.nan
-    mirror = np.diag([-1.0 if flip else 1.0, 1.0, 1.0])
-    return _flipped(warp.normal(part, mirror @ view.rotation), flip)
+        return files.decode_normal(region)
+    normal, known = depth_map_to_normal_map(
+        depth, _of_region(files.intrinsics, files.size, region), mask=finite, edge_threshold=_NORMAL_EDGE_THRESHOLD
+    )
+    normal[~known] = np.nan
+    return normal
 
 
-def _of_region(intrinsics: npt.NDArray[np.float32], size: tuple[int, int], region: Region) -> npt.NDArray[np.float64]:
+def _of_region(intrinsics: npt.NDArray[Any], size: tuple[int, int], region: Region) -> npt.NDArray[np.float32]:
     """Normalised intrinsics of a part of an image."""
     height, width = (part.stop - part.start for part in region)
     crop = np.array(
@@ -316,7 +317,8 @@ def _of_region(intrinsics: npt.NDArray[np.float32], size: tuple[int, int], regio
             [0, 0, 1],
         ]
     )
-    return crop @ intrinsics
+    result: npt.NDArray[np.float32] = (crop @ intrinsics).astype(np.float32)
+    return result
 
 
 def _flipped(array: npt.NDArray[Any], flip: bool) -> npt.NDArray[Any]:

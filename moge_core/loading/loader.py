@@ -11,7 +11,7 @@ import os
 import time
 import weakref
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Literal
 

@@ -152,7 +152,9 @@ class Warp:
     def _region_of(self, grid: Size) -> Region:
         """What the view sees of the source resized to `grid`, and a margin."""
         height, width = self.target
-        corners = np.array([[-0.5, -0.5, 1], [width - 0.5, -0.5, 1], [-0.5, height - 0.5, 1], [width - 0.5, height - 0.5, 1]])
+        corners = np.array(
+            [[-0.5, -0.5, 1], [width - 0.5, -0.5, 1], [-0.5, height - 0.5, 1], [width - 0.5, height - 0.5, 1]]
+        )
         x, y, w = np.linalg.inv(self._pixel_transform(grid)) @ corners.T
         if not (w > 0).all():
             return slice(0, grid[0]), slice(0, grid[1])  # a corner looks behind the source camera

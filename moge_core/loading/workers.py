@@ -3,7 +3,8 @@
 A worker is a fresh interpreter that imports neither torch nor the parent's main module, so it starts fast and scripts
 need no guard. It holds no state: one that dies is replaced, and what it was loading is loaded anew. It ignores SIGINT
 and SIGTERM, which reach whole process trees while the trainer still finishes its step, and ends when the parent's end
-of its pipe closes. Batches come through shared memory; pipes carry plans and what is known of a batch beside its arrays.
+of its pipe closes. Batches come through shared memory; pipes carry plans and what is known of a batch beside its
+arrays.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from typing import Any
 from moge_core.errors import TrainingError
 from moge_core.io.opencv import cv2
 from moge_core.loading.batch import BlockLayout, LoadedBatch, load_batch
-from moge_core.loading.failures import Failure
+from moge_core.loading.failures import WORKER_DIED, Failure
 from moge_core.loading.instance import Recipe
 from moge_core.loading.sampling import BatchPlan
 from moge_core.loading.shared_memory import Arena, anonymous_file, keep_freed_memory, map_block
@@ -255,7 +256,7 @@ class WorkerPool:
             self._deaths[culprit] += 1
             if self._deaths[culprit] >= _DEATHS_PER_INSTANCE:
                 self._deeds[culprit] = how
-            self.deaths.append(Failure(*culprit, "worker-died", how))
+            self.deaths.append(Failure(*culprit, WORKER_DIED, how))
         if job.num_deaths > _DEATHS_PER_BATCH:
             raise TrainingError(
                 "data loading worker",
@@ -364,5 +365,3 @@ def _tell_in(status: mmap.mmap) -> Callable[[str, str], None]:
         status[:4] = len(text).to_bytes(4, "little")
 
     return tell
-
-

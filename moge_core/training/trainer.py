@@ -120,6 +120,7 @@ class Trainer:
             world_size=self.accelerator.num_processes,
             num_workers="auto" if flags.num_workers is None else flags.num_workers,
             normals_for=labels_with_normals(config.loss),
+            failures_path=self.workspace.failures_path(self.accelerator.process_index),
         )
         self.loader.load_state_dict({**self.loader.state_dict(), "step": self.first_step})
         self.observers = Observers(self._open_observers(observers) if self.is_main else [])
@@ -269,6 +270,8 @@ class Trainer:
         failed = self.accelerator.reduce(failed, reduction="sum")
         speed = {"images_per_second": self.global_batch / step_seconds, "skipped_steps": float(self.num_skipped)}
         speed["skipped_instances"] = float(failed)
+        speed |= self.loader.statistics().metrics()
+        self.loader.statistics().reset()
         if self.is_main:
             self.observers.on_log(step, {**means, **rates, **speed})
             loss = f"{means.get('loss', float('nan')):.4g}"

@@ -83,6 +83,10 @@ class Workspace:
         """Metrics, one JSON object a line."""
         return self.path / "metrics.jsonl"
 
+    def failures_path(self, rank: int = 0) -> Path:
+        """Instances that a process could not use, one JSON object a line."""
+        return self.path / ("failures.jsonl" if rank == 0 else f"failures.{rank}.jsonl")
+
     @property
     def config_path(self) -> Path:
         """The configuration that the run trains with."""
@@ -138,7 +142,7 @@ class Workspace:
         return self._checkpoint(step, _read_json(self.checkpoint_dir / f"{step:08d}.json") or {})
 
     def set_aside(self, first_step: int) -> Path | None:
-        """Move checkpoints of `first_step` and later, and with step 0 the metrics, out of a new run's way.
+        """Move checkpoints of `first_step` and later, and with step 0 metrics and failures, out of a new run's way.
 
         Else `latest` would find the abandoned run again. Nothing is deleted.
 
@@ -150,8 +154,8 @@ class Workspace:
             for path in self.checkpoint_dir.glob("*")
             if (match := re.match(r"\d{8,}", path.name)) and int(match[0]) >= first_step
         ]
-        if first_step == 0 and self.metrics_path.is_file():
-            later.append(self.metrics_path)
+        if first_step == 0:
+            later += [path for path in (self.metrics_path, *self.path.glob("failures*.jsonl")) if path.is_file()]
         if not later:
             return None
         number = 1

@@ -21,9 +21,8 @@ from tiny_planes import PLANE_DISTANCE, data_section
 from moge_core.configuration import parse_as
 from moge_core.errors import ConfigError, DatasetError, InputError, MissingIndexError, TrainingError
 from moge_core.io import write_depth, write_image, write_meta, write_normal
-from moge_core.loading import DataConfig, TrainLoader
+from moge_core.loading import DataConfig, TrainLoader, workers
 from moge_core.loading import instance as module
-from moge_core.loading import workers
 from moge_core.loading.failures import Failure, FailureLog
 
 

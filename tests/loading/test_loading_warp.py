@@ -56,7 +56,9 @@ def test_cubic_warps_are_close_to_the_published_lanczos_ones(case):
 def test_published_depth_warps_are_reproduced(case):
     _, depth, warp, published = case
     nearest, expected = nearest_of(warp, depth), published("depth_nearest_sparse")
-    assert share_of_different(nearest, expected) < 0.0002  # one pixel in 16,500 lies on a border between two source pixels
+    assert (
+        share_of_different(nearest, expected) < 0.0002
+    )  # one pixel in 16,500 lies on a border between two source pixels
 
     with np.errstate(divide="ignore"):
         inverse, expected = warp.bilinear(np.nan_to_num(1 / depth[warp.region])), published("disp_bilinear")

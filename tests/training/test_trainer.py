@@ -21,7 +21,13 @@ from moge_core.models import load_model
 from moge_core.training import ExitCode, RunStatus, Workspace, main
 
 Config = Callable[..., Path]
-SPEEDS = {"images_per_second"}
+SPEEDS = {
+    "images_per_second",
+    "loader.wait_share",
+    "loader.images_per_second",
+    "loader.ready_batches",
+    "loader.cpu_ms_per_image",
+}
 
 
 def train(config: Path, workspace: Path, *flags: str, **kwargs: Any) -> int:
@@ -250,7 +256,7 @@ def test_a_broken_picture_does_not_end_a_training(
     assert train(tiny_config(), tmp_path / "w", "--num_iterations", "1", "--vis_every", "1") == ExitCode.FINISHED
 
 
-def test_skipped_instances_are_counted_in_the_metrics(
+def test_skipped_instances_are_counted_in_the_metrics_and_listed(
     tiny_config: Config, tmp_path: Path, scenes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny_config()
@@ -260,6 +266,8 @@ def test_skipped_instances_are_counted_in_the_metrics(
         path.write_bytes(path.read_bytes()[:200])
     assert train(config, tmp_path / "w", "--num_iterations", "4") == ExitCode.FINISHED
     assert metrics(tmp_path / "w")[-1]["skipped_instances"] > 0
+    listed = [json.loads(line) for line in (tmp_path / "w" / "failures.jsonl").read_text().splitlines()]
+    assert listed and {entry["rule"] for entry in listed} == {"depth-decodable"}
 
 
 def test_fp16_without_a_gpu_is_refused(tiny_config: Config, tmp_path: Path) -> None:

@@ -66,7 +66,8 @@ def _saturate_and_turn(planes: list[ImageArray], saturation: float, turn: float)
         colors, (grey, value, chroma, hue, spare, other) = bands[:3], bands[3:]
         for band, plane in zip(colors, flat, strict=True):
             np.copyto(band, plane[start : start + _BAND_PIXELS])
-        _grey(*colors, grey, spare)
+        red, green, blue = colors
+        _grey(red, green, blue, grey, spare)
         grey *= np.float32(1 - saturation)
         colors *= np.float32(saturation)
         colors += grey

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -64,7 +65,7 @@ def noise_table(photons_per_level: float) -> ImageArray:
     return photons.astype(np.uint8)
 
 
-def _quantiles_by_sums(mean: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+def _quantiles_by_sums(mean: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     """Quantiles `(N, 4096)` of Poisson distributions with the small means `(N,)`."""
     if not len(mean):
         return np.empty((0, _NUM_QUANTILES), np.float32)
