@@ -42,6 +42,7 @@ dev: $(READY) ## Dagster and MLflow user interfaces
 
 bench: $(READY) ## measure and print tables
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.loader
 	$(BIN)/python -m benchmarks.losses
 
 clean: ## remove caches and the environment; data, workspaces and run history stay

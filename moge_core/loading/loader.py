@@ -26,7 +26,7 @@ from moge_core.loading.config import DataConfig
 from moge_core.loading.failures import Failure, FailureLog
 from moge_core.loading.instance import recipes_of
 from moge_core.loading.sampling import NUM_CANDIDATES, BatchLayout, BatchPlan, Sampler
-from moge_core.loading.shared_memory import keep_freed_memory
+from moge_core.loading.shared_memory import Arena, keep_freed_memory
 from moge_core.loading.statistics import LoaderStatistics
 from moge_core.loading.workers import Delivery, WorkerPool
 
@@ -65,7 +65,7 @@ class TrainLoader:
         rank: this process among those that train together.
         world_size: number of those processes.
         num_workers: processes that load ahead; 0 loads in this one. `auto` leaves one of the cores of this rank to
-            the training and takes up to 8; with one or two cores, 0.
+            the training and takes up to 8; without a GPU and with one or two cores, 0.
         normals_for: labels whose batches need `normal`.
         max_failure_share: most of the last 10,000 draws that may be unusable (32 may always be).
         failures_path: file that lists every unusable instance, a JSON object a line.
@@ -112,12 +112,13 @@ class TrainLoader:
         self._prefetch_bytes, self._stall_timeout_s = prefetch_bytes, stall_timeout_s
         if self._prefetch_batches < 1 or prefetch_bytes < 1:
             raise InputError("prefetch_batches and prefetch_bytes", "must be at least 1")
-        self._max_pixels = _max_pixels(config)
+        self._largest_batch = BlockLayout.bound(batch_size, _max_pixels(config))
         self._statistics = LoaderStatistics()
         self._seed = seed
         self._step = 0
         self._micro_batch = 0
         self._pool: WorkerPool | None = None
+        self._arena: Arena | None = None  # of batches that are loaded in this process
         if self._num_workers == 0:
             keep_freed_memory()
 
@@ -190,6 +191,9 @@ class TrainLoader:
         if self._pool is not None:
             self._end_pool()
             self._pool = None
+        if self._arena is not None:
+            self._arena.close()
+            self._arena = None
 
     def __enter__(self) -> TrainLoader:
         return self
@@ -202,12 +206,11 @@ class TrainLoader:
     def _running_pool(self) -> WorkerPool:
         if self._pool is None:
             plans = _plans_from(self._sampler, self._layout, self._step, self._micro_batch)
-            largest = BlockLayout.bound(self._layout.batch_size, self._max_pixels)
             self._pool = WorkerPool(
                 self._num_workers,
                 self._recipes,
                 plans,
-                max_batch_bytes=largest,
+                max_batch_bytes=self._largest_batch,
                 prefetch_batches=self._prefetch_batches,
                 prefetch_bytes=self._prefetch_bytes,
                 stall_timeout_s=self._stall_timeout_s,
@@ -219,7 +222,9 @@ class TrainLoader:
     def _load_here(self) -> Delivery:
         plan = self._sampler.plan_batch(self._layout, self._step, self._micro_batch)
         layout = BlockLayout.of(plan, self._recipes)
-        block = torch.empty(layout.num_bytes, dtype=torch.uint8).numpy()
+        if self._arena is None:
+            self._arena = Arena(self._largest_batch)
+        block = self._arena.checkout(self._arena.reserve())
         return Delivery(load_batch(self._recipes, plan, layout.arrays_in(block)), layout, block)
 
     def _record(self, batch: LoadedBatch) -> None:
@@ -242,6 +247,8 @@ def _resolve_num_workers(num_workers: int | Literal["auto"], world_size: int) ->
         # torchrun and accelerate say how many ranks share this machine.
         num_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
         cores = num_cores() // num_ranks
+        if torch.cuda.is_available():
+            return max(min(cores - 1, MAX_AUTO_WORKERS), 1)
         return min(cores - 1, MAX_AUTO_WORKERS) if cores > 2 else 0
     if not isinstance(num_workers, int) or num_workers < 0:
         raise InputError("num_workers", "must be `auto` or a number of processes", found=num_workers)

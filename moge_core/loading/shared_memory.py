@@ -1,4 +1,4 @@
-"""Memory that the training process and its workers share: blocks of an anonymous file, used again when free.
+"""Memory of batches, shared between the training process and its workers: blocks of a file, used again when free.
 
 The file has no name, so nothing is left behind however the processes end.
 """
@@ -82,4 +82,4 @@ def keep_freed_memory() -> None:
         return
     trim_threshold, mmap_threshold = -1, -3
     mallopt(trim_threshold, 512 << 20)
-    mallopt(mmap_threshold, 64 << 20)
+    mallopt(mmap_threshold, 32 << 20)  # older versions take no more

@@ -31,7 +31,6 @@ _REDUCE_BELOW = 0.8
 _SMALLEST_SIDE = 16
 # Pixels around what the view sees: depth edges look 4 pixels further than interpolation does, Lanczos takes 8 x 8.
 _MARGIN = 8
-_LANCZOS_SUPPORT = 3
 
 
 @dataclass(frozen=True)
@@ -187,13 +186,12 @@ def _scaled_size(size: Size, scale_y: float, scale_x: float) -> Size:
 
 
 def _reduced(image: npt.NDArray[np.uint8], grid: Size, region: Region) -> npt.NDArray[np.uint8]:
-    """The `region` of the image resized to `grid`."""
+    """The `region` of the image resized to `grid`; beyond it the filter sees nothing, which its margin makes up for."""
     crop, box = [], []
     for part, length, source in zip(region, grid, image.shape, strict=False):
         step = source / length
-        support = math.ceil(_LANCZOS_SUPPORT * max(step, 1)) + 1
-        first = max(math.floor(part.start * step) - support, 0)
-        crop.append(slice(first, min(math.ceil(part.stop * step) + support, source)))
+        first = math.floor(part.start * step)
+        crop.append(slice(first, math.ceil(part.stop * step)))
         box.append((part.start * step - first, part.stop * step - first))
     (top, bottom), (left, right) = box
     size = (region[1].stop - region[1].start, region[0].stop - region[0].start)

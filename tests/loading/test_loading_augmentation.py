@@ -7,7 +7,7 @@ import pytest
 
 from moge_core.errors import InputError
 from moge_core.loading.augmentation import AUGMENTATIONS, augment, color
-from moge_core.loading.augmentation.depth_of_field import blur_by_depth, fill_unknown
+from moge_core.loading.augmentation.depth_of_field import _disc_means, blur_by_depth, fill_unknown
 from moge_core.loading.augmentation.shot_noise import noise_table, photon_noise
 
 
@@ -128,6 +128,16 @@ def test_what_is_in_focus_stays_sharp():
     result = blur_by_depth(image, disparity, 1.0, 8)
     np.testing.assert_array_equal(result[:, 40:], image[:, 40:])
     assert result[:, :20].std() < image[:, :20].std() / 3
+
+
+@pytest.mark.parametrize("radius", range(1, 12))
+def test_blurring_keeps_whole_levels(radius):
+    """The mean of equal levels is that level, for every size of disc."""
+    levels = np.repeat(np.arange(256, dtype=np.uint8), 40)[None, :].repeat(40, axis=0)
+    image = np.dstack([levels] * 3)
+    result = _disc_means(image, np.full(levels.shape, radius, np.uint8))
+    middle = result[20, 20::40, 0]
+    np.testing.assert_array_equal(middle, np.arange(256))
 
 
 def test_an_unknown_name_is_refused():

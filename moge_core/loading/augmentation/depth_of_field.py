@@ -13,8 +13,8 @@ ImageArray = npt.NDArray[np.uint8]
 DepthArray = npt.NDArray[np.float32]
 
 _BAND_ROWS = 32
-_LARGEST_RADIUS = 15
-"""Half a disc of this radius still adds up to less than 2^16."""
+_LARGEST_RADIUS = 11
+"""Half a disc of this radius adds up to less than 2^16."""
 
 
 def blur_by_depth(image: ImageArray, disparity: DepthArray, focus: float, max_radius: int) -> ImageArray:
@@ -26,7 +26,7 @@ def blur_by_depth(image: ImageArray, disparity: DepthArray, focus: float, max_ra
         image: `(H, W, 3)` uint8.
         disparity: `(H, W)` float32 in [0, 1], 1 at the nearest point.
         focus: disparity in [0, 1] that stays sharp.
-        max_radius: radius in pixels of the blur at a disparity 1 away from the focus, at most 15.
+        max_radius: radius in pixels of the blur at a disparity 1 away from the focus, at most 11.
     """
     assert 0 <= max_radius <= _LARGEST_RADIUS
     return _disc_means(image, _blur_radius(disparity, focus, max_radius))
@@ -129,8 +129,6 @@ def _disc_mean(runs: list[npt.NDArray[np.uint16]], radius: int, first_row: int, 
         above += runs[half][:, first_row - dy : first_row - dy + num_rows]
     mean = below.astype(np.float32)
     mean += above
-    mean *= np.float32(1 / area)
-    # A mean that is a whole number must not fall to the level below by a rounding error; others are further off.
-    mean += np.float32(0.5 / area)
+    mean *= np.float32(1 / area)  # for no disc in use does a mean that is a whole number fall short of it
     levels: ImageArray = mean.astype(np.uint8)
     return levels
