@@ -22,7 +22,7 @@ from urllib.parse import urlparse
 
 import click
 
-from moge_core.training.tracking import default_tracking_uri
+from moge_core.training.mlflow_tracking import default_tracking_uri
 from moge_pipeline.catalog import project_root
 from moge_pipeline.defs.resources.tracking import artifact_folder
 from moge_pipeline.process_tree import ProcessTree, interrupts_held

@@ -43,6 +43,13 @@ class PipesObserver:
                 f"Step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in self._metrics.items())
             )
 
+    def on_system(self, step: int, figures: Mapping[str, float]) -> None:
+        """Speed and memory are in the workspace and in MLflow."""
+
+    def on_pictures(self, step: int, folder: Path) -> None:
+        """Say where pictures are."""
+        self._pipes.log.info(f"Pictures of step {step}: {folder}")
+
     def on_checkpoint(self, step: int, path: Path) -> None:
         """Say that a checkpoint is complete."""
         self._pipes.log.info(f"Saved {path}")

@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from moge_core.evaluation.heldout import score_constant as score_constant
+    from moge_core.evaluation.heldout import score_instances as score_instances
     from moge_core.evaluation.heldout import score_model as score_model
     from moge_core.evaluation.metrics import compute_metrics as compute_metrics
 
 _MODULES = {
     "compute_metrics": "moge_core.evaluation.metrics",
     "score_constant": "moge_core.evaluation.heldout",
+    "score_instances": "moge_core.evaluation.heldout",
     "score_model": "moge_core.evaluation.heldout",
 }
 
-__all__ = ["compute_metrics", "score_constant", "score_model"]
+__all__ = ["compute_metrics", "score_constant", "score_instances", "score_model"]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 
 from moge_core.datasets import read_index
 from moge_core.datasets.inspection import load_instance
+from moge_core.datasets.layout import DEPTH_NAME
 from moge_core.errors import DatasetError
 from moge_core.evaluation.metrics import compute_metrics
 from moge_core.geometry import depth_map_to_point_map
@@ -46,13 +47,28 @@ def score_model(
         `rel` and `delta1` of `points_affine_invariant`, means over the instances.
     """
 
+    root = Path(dataset_dir)
+    return _means(score_instances(model, root, read_index(root, index_name), num_tokens=num_tokens, progress=progress))
+
+
+def score_instances(
+    model: MoGeModel,
+    dataset_dir: str | Path,
+    instances: Sequence[str],
+    *,
+    depth_name: str = DEPTH_NAME,
+    num_tokens: int | None = None,
+    progress: Progress | None = None,
+) -> list[dict[str, float]]:
+    """`rel` and `delta1` of `points_affine_invariant` for each instance; arguments as of `score_model`."""
+
     def predict(image: Array) -> Array:
         tensor = torch.from_numpy(image).to(model.device).permute(2, 0, 1).float() / 255
         prediction = model.infer(tensor, num_tokens=num_tokens, apply_mask=False, force_projection=False)
         points: Array = prediction["points"].float().cpu().numpy()
         return points
 
-    return _mean_scores(predict, Path(dataset_dir), index_name, progress)
+    return list(_scores(predict, Path(dataset_dir), instances, depth_name, progress))
 
 
 def score_constant(
@@ -87,9 +103,21 @@ def score_constant(
 def _mean_scores(
     predict: Callable[[Array], Array], dataset_dir: Path, index_name: str, progress: Progress | None
 ) -> dict[str, float]:
-    total = len(read_index(dataset_dir, index_name))
-    collected: dict[str, list[float]] = {}
-    for done, (image, points, intrinsics) in enumerate(_instances(dataset_dir, index_name), start=1):
+    return _means(list(_scores(predict, dataset_dir, read_index(dataset_dir, index_name), DEPTH_NAME, progress)))
+
+
+def _means(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: float(np.nanmean([score[name] for score in scores])) for name in scores[0]}
+
+
+def _scores(
+    predict: Callable[[Array], Array],
+    dataset_dir: Path,
+    names: Sequence[str],
+    depth_name: str,
+    progress: Progress | None,
+) -> Iterator[dict[str, float]]:
+    for done, (image, points, intrinsics) in enumerate(_maps_of(dataset_dir, names, depth_name), start=1):
         truth = {
             "points": points,
             "depth": points[..., 2],
@@ -99,20 +127,22 @@ def _mean_scores(
             "has_sharp_boundary": False,
         }
         metrics = compute_metrics({"points_affine_invariant": predict(image)}, truth)
-        for name, value in metrics["points_affine_invariant"].items():
-            collected.setdefault(name, []).append(value)
+        yield dict(metrics["points_affine_invariant"])
         if progress:
-            progress(done, total)
-    return {name: float(np.nanmean(values)) for name, values in collected.items()}
+            progress(done, len(names))
 
 
 def _instances(dataset_dir: Path, index_name: str) -> Iterator[tuple[Array, Array, Array]]:
-    """Image (H, W, 3), point map (H, W, 3), not finite where unknown, and intrinsics, in the order of the index."""
-    names = read_index(dataset_dir, index_name)
+    """All of an index, in its order."""
+    return _maps_of(dataset_dir, read_index(dataset_dir, index_name), DEPTH_NAME)
+
+
+def _maps_of(dataset_dir: Path, names: Sequence[str], depth_name: str) -> Iterator[tuple[Array, Array, Array]]:
+    """Image (H, W, 3), point map (H, W, 3), not finite where unknown, and intrinsics of each instance."""
     if not names:
-        raise DatasetError(dataset_dir / index_name, "must list at least one instance", found="none")
+        raise DatasetError(dataset_dir, "must list at least one instance", found="none")
     for name in names:
-        loaded = load_instance(dataset_dir / name)
+        loaded = load_instance(dataset_dir / name, depth_name)
         yield loaded.image, depth_map_to_point_map(loaded.depth, loaded.intrinsics), loaded.intrinsics
 
 

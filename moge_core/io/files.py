@@ -105,6 +105,15 @@ def atomic_open(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         raise
 
 
+def sync_folder(path: str | os.PathLike[str]) -> None:
+    """Have the names in a folder on the disk, not only the contents of its files."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _read_all(file: Any, name: str, limit: int) -> bytes:
     if not hasattr(file, "read"):
         raise _not_a_file(file)

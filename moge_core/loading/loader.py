@@ -11,7 +11,7 @@ import os
 import time
 import weakref
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal
 
@@ -67,6 +67,7 @@ class TrainLoader:
         num_workers: processes that load ahead; 0 loads in this one. `auto` leaves one of the cores of this rank to
             the training and takes up to 8; without a GPU and with one or two cores, 0.
         normals_for: labels whose batches need `normal`.
+        instances: lists to draw from instead of datasets' indexes, by the dataset's name.
         max_failure_share: most of the last 10,000 draws that may be unusable (32 may always be).
         failures_path: file that lists every unusable instance, a JSON object a line.
         prefetch_batches: most batches to have loaded or in work ahead; by default two for each worker and two more.
@@ -91,6 +92,7 @@ class TrainLoader:
         world_size: int = 1,
         num_workers: int | Literal["auto"] = "auto",
         normals_for: Collection[str] = (),
+        instances: Mapping[str, Sequence[str]] | None = None,
         max_failure_share: float = 0.01,
         failures_path: str | os.PathLike[str] | None = None,
         prefetch_batches: int | None = None,
@@ -102,10 +104,12 @@ class TrainLoader:
         self._num_workers = _resolve_num_workers(num_workers, world_size)
         self._recipes = recipes_of(config, normals_for)
         # A dataset of weight 0 is switched off: it is never drawn, so it need not be there.
-        indexes = [
-            read_index(dataset.resolved_path(), dataset.index) if dataset.weight > 0 else []
-            for dataset in config.datasets
-        ]
+        indexes: list[Sequence[str]] = []
+        for dataset in config.datasets:
+            own = (instances or {}).get(dataset.name)
+            if own is None and dataset.weight > 0:
+                own = read_index(dataset.resolved_path(), dataset.index)
+            indexes.append(own or [])
         self._sampler = Sampler(config, indexes, seed)
         self._log = FailureLog(max_failure_share, path=failures_path)
         self._prefetch_batches = 2 * self._num_workers + 2 if prefetch_batches is None else prefetch_batches
@@ -149,7 +153,10 @@ class TrainLoader:
         """
         asked = time.perf_counter()
         num_ready = self._pool.num_ready if self._pool else 0
-        delivery = self._load_here() if self._num_workers == 0 else self._running_pool().next()
+        if self._num_workers == 0:
+            delivery = self._load_here(self._step, self._micro_batch)
+        else:
+            delivery = self._running_pool().next()
         self._statistics.record(delivery.batch, time.perf_counter() - asked, num_ready)
         self._step, self._micro_batch = self._layout.after(self._step, self._micro_batch)
         self._record(delivery.batch)
@@ -219,8 +226,12 @@ class TrainLoader:
             self._end_pool = weakref.finalize(self, self._pool.close)
         return self._pool
 
-    def _load_here(self) -> Delivery:
-        plan = self._sampler.plan_batch(self._layout, self._step, self._micro_batch)
+    def load_again(self, step: int, micro_batch: int = 0) -> Batch:
+        """This rank's batch of any micro-batch of any step, loaded in this process; the stream stays where it is."""
+        return _to_tensors(self._load_here(step, micro_batch))
+
+    def _load_here(self, step: int, micro_batch: int) -> Delivery:
+        plan = self._sampler.plan_batch(self._layout, step, micro_batch)
         layout = BlockLayout.of(plan, self._recipes)
         if self._arena is None:
             self._arena = Arena(self._largest_batch)

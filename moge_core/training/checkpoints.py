@@ -8,6 +8,7 @@ they cannot hold stands in the manifest beside them.
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,9 +20,11 @@ import torch
 from moge_core import __version__
 from moge_core.configuration import load_json
 from moge_core.errors import CheckpointError, WorkspaceError
-from moge_core.io.files import atomic_open, file_digest
+from moge_core.io.files import atomic_open, file_digest, sync_folder
 from moge_core.models.weights import read_tensors
 from moge_core.training.workspace import CheckpointInfo, Workspace, parse_checkpoint_flag, write_json
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -90,6 +93,7 @@ def save_checkpoint(workspace: Workspace, state: TrainingState, lineage: Mapping
         }
         write_json(folder / f"{name}.json", manifest)
         _save(folder / "latest.pt", {"model_config": model_config, "step": state.step})
+        sync_folder(folder)
     except (OSError, RuntimeError) as error:  # torch.save turns some failures of the disk into the latter
         raise WorkspaceError(
             folder,
@@ -103,7 +107,8 @@ def save_checkpoint(workspace: Workspace, state: TrainingState, lineage: Mapping
 def load_training_state(workspace: Workspace, checkpoint: str) -> TrainingState | None:
     """The state that `--checkpoint` names; None for `latest` in a workspace that has none yet.
 
-    `latest` takes the newest complete checkpoint and passes over damaged ones. A `.pt` file that carries step,
+    `latest` takes the newest complete checkpoint; one whose files are not what its manifest says is passed over for the
+    one before, and told. A `.pt` file that carries step,
     optimizer, lr_scheduler or ema_model is obeyed; a plain model file starts at step 0.
 
     Raises:
@@ -112,11 +117,43 @@ def load_training_state(workspace: Workspace, checkpoint: str) -> TrainingState 
     """
     which = parse_checkpoint_flag(checkpoint)
     if which == "latest":
-        newest = workspace.latest_checkpoint() or _latest_without_manifest(workspace)
-        return None if newest is None else _load_from_workspace(newest)
+        return _load_newest(workspace)
     if isinstance(which, int):
         return _load_from_workspace(workspace.checkpoint_at(which))
     return _load_single_file(Path(which))
+
+
+def _load_newest(workspace: Workspace) -> TrainingState | None:
+    complete = workspace.checkpoints()
+    for step in workspace.incomplete_steps():
+        if not complete or step > complete[-1].step:
+            logger.warning("checkpoint %d of %s is not complete: it is passed over", step, workspace.path)
+    for info in reversed(complete):
+        try:
+            check_files(info)
+            return _load_from_workspace(info)
+        except CheckpointError as error:
+            logger.warning("checkpoint %d is damaged and passed over: %s", info.step, error)
+    if complete:
+        raise CheckpointError(workspace.checkpoint_dir, "must hold an undamaged checkpoint", found="none")
+    published = _latest_without_manifest(workspace)
+    return None if published is None else _load_from_workspace(published)
+
+
+def check_files(info: CheckpointInfo) -> None:
+    """Compare a checkpoint's files with its manifest.
+
+    Raises:
+        CheckpointError: a file is missing or has another digest.
+    """
+    for name, recorded in info.manifest.get("files", {}).items():
+        path = info.model_path.with_name(name)
+        try:
+            found = file_digest(path)
+        except OSError as error:
+            raise CheckpointError(path, "must be readable", found=error) from error
+        if found != recorded["sha256"]:
+            raise CheckpointError(path, "must have the digest that its manifest names", found=found[:16])
 
 
 def parent_of(path: Path) -> dict[str, Any]:

@@ -11,10 +11,11 @@ from typing import Any
 
 import click
 
-from moge_core.errors import MoGeError
-from moge_core.training.config import load_train_config
-from moge_core.training.flags import OPTIONS, resolve_flags
-from moge_core.training.preflight import check_training_inputs
+from moge_core.errors import DatasetError, MoGeError, NonFiniteError, WorkspaceError
+from moge_core.training.advice import advise, num_processes
+from moge_core.training.config import TrainConfig, load_train_config
+from moge_core.training.flags import OPTIONS, TrainFlags, resolve_flags
+from moge_core.training.preflight import DatasetIdentity, check_training_inputs
 from moge_core.training.tracking import Observer, Observers
 from moge_core.training.workspace import ExitCode, RunStatus, Workspace
 
@@ -37,6 +38,10 @@ def run_training(given: dict[str, Any], observers: Sequence[Observer] = ()) -> E
     config = load_train_config(given["config"])
     flags = resolve_flags(given, config)
     datasets = check_training_inputs(config)
+    for advice in advise(config, flags, num_processes()):
+        logger.warning("%s", advice)
+    if flags.dry_run:
+        return _print_plan(config, flags, datasets)
     with ExitStack() as stack:
         if int(os.environ.get("RANK", "0")) == 0:
             stack.enter_context(Workspace(flags.workspace).lock())
@@ -47,8 +52,26 @@ def run_training(given: dict[str, Any], observers: Sequence[Observer] = ()) -> E
             status = trainer.train()
         except MoGeError as error:  # the trainer has told its observers
             print(f"error: {error}", file=sys.stderr, flush=True)
-            return ExitCode.FAILED
+            return _code_of(error)
     return ExitCode.INTERRUPTED if status.state == "interrupted" else ExitCode.FINISHED
+
+
+def _print_plan(config: TrainConfig, flags: TrainFlags, datasets: Sequence[DatasetIdentity]) -> ExitCode:
+    from moge_core.training.dry_run import dry_run
+
+    plan = dry_run(config, flags, datasets)
+    if int(os.environ.get("RANK", "0")) == 0:
+        print("\n".join(plan.lines), flush=True)
+    return ExitCode.FINISHED if plan.fits else ExitCode.STORAGE
+
+
+def _code_of(error: MoGeError) -> ExitCode:
+    kinds: dict[type[MoGeError], ExitCode] = {
+        NonFiniteError: ExitCode.NON_FINITE,
+        DatasetError: ExitCode.BAD_DATA,
+        WorkspaceError: ExitCode.STORAGE,
+    }
+    return next((code for kind, code in kinds.items() if isinstance(error, kind)), ExitCode.FAILED)
 
 
 def main(argv: Sequence[str] | None = None, observers: Sequence[Observer] = ()) -> int:

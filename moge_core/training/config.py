@@ -60,7 +60,9 @@ class RunFlags(StrictModel):
         None, description="Processes that accelerate starts, usually one per GPU (default 1)."
     )
     mixed_precision: Literal["no", "fp16", "bf16"] | None = Field(
-        None, description="Precision of the network's forward pass: bf16 on GPUs that have it, no on CPU (default no)."
+        None,
+        description="Precision of the network's forward pass (default: that of accelerate, else bf16 on GPUs that have "
+        "it and no elsewhere).",
     )
     checkpoint: str | None = Field(
         None, description="`latest`, a step number of this workspace, or the path of a `.pt` file to start from."
@@ -77,6 +79,34 @@ class RunFlags(StrictModel):
     )
     save_every: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Steps between checkpoints (default 10000); the last step is always saved."
+    )
+    keep_last: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="Checkpoints to keep besides those of keep_every and the best one; 0 keeps all (default 0)."
+    )
+    keep_every: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="With keep_last: keep the checkpoints of multiples of this step, too (default 0: none)."
+    )
+    eval_every: Annotated[int, Field(ge=0)] | None = Field(
+        None,
+        description="Steps between scores on held-out instances, of the model and its average; 0 makes none "
+        "(default 0).",
+    )
+    eval_instances: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Held-out instances to score of each dataset, evenly spaced over its list (default 32)."
+    )
+    eval_fraction: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None,
+        description="Share of the instances to hold out from datasets without a .val.txt when eval_every is set "
+        "(default 0).",
+    )
+    max_failure_share: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        None, description="Most of the last 10,000 drawn instances that may be unusable (default 0.01)."
+    )
+    max_skipped: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Steps in a row whose losses or gradients may be non-finite (default 20)."
+    )
+    compile: bool | None = Field(
+        None, description="Compile the network with torch.compile: slow start, faster steps (default false)."
     )
     log_every: Annotated[int, Field(ge=1)] | None = Field(None, description="Steps between log lines (default 1000).")
     vis_every: Annotated[int, Field(ge=0)] | None = Field(
@@ -139,9 +169,10 @@ class SchedulerConfig(StrictModel):
 
 
 class TrainConfig(StrictModel):
-    """A training configuration with the sections of the published ones, plus our optional `loss_modules` and `run`.
+    """A training configuration with the sections of the published ones, plus our own `freeze`, `loss_modules`, `run`.
 
-    `loss_modules` lists the modules that losses may be imported from by their path.
+    `freeze` lists patterns (fnmatch) of parameters that are not trained, `loss_modules` the modules that losses may be
+    imported from by their path.
     """
 
     data: DataConfig
@@ -150,6 +181,7 @@ class TrainConfig(StrictModel):
     optimizer: OptimizerConfig
     lr_scheduler: SchedulerConfig
     low_resolution_training_steps: Annotated[int, Field(ge=0)] = 0
+    freeze: list[str] = Field(default_factory=list)
     loss: dict[str, dict[str, LossTerm]]
     loss_modules: list[str] = Field(default_factory=list)
     run: RunFlags = Field(default_factory=RunFlags)

@@ -29,10 +29,15 @@ class TrainFlags:
     batch_size_forward: int = 8
     gradient_accumulation_steps: int = 1
     enable_gradient_checkpointing: bool = True
-    mixed_precision: Precision = "no"
+    mixed_precision: Precision | None = None
     enable_ema: bool = True
     num_iterations: int = 1_000_000
     save_every: int = 10_000
+    keep_last: int = 0
+    keep_every: int = 0
+    eval_every: int = 0
+    eval_instances: int = 32
+    eval_fraction: float = 0.0
     log_every: int = 1000
     vis_every: int = 0
     num_vis_images: int = 32
@@ -40,7 +45,11 @@ class TrainFlags:
     seed: int = 0
     init: str = "hub"
     num_workers: int | None = None
+    max_failure_share: float = 0.01
+    max_skipped: int = 20
+    compile: bool = False
     accept_index_change: bool = False
+    dry_run: bool = False
 
 
 def resolve_flags(given: dict[str, Any], config: TrainConfig) -> TrainFlags:
@@ -64,9 +73,14 @@ def resolve_flags(given: dict[str, Any], config: TrainConfig) -> TrainFlags:
 
 
 def _settle_precision(values: dict[str, Any]) -> None:
-    """Our flag wins over that of `accelerate launch`, which holds where ours is not given."""
+    """Our flag wins over that of `accelerate launch`, which holds where ours is not given.
+
+    accelerate says `no` also where nobody chose: then the trainer takes what suits its device.
+    """
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    ours = values.setdefault("mixed_precision", launched if launched in get_args(Precision) else "no")
+    if launched != "no" and launched in get_args(Precision):
+        values.setdefault("mixed_precision", launched)
+    ours = values.get("mixed_precision")
     if launched not in ("no", ours):
         logger.warning("--mixed_precision %s wins over the %s of `accelerate launch`", ours, launched)
 
@@ -94,11 +108,25 @@ OPTIONS = [
     _option("enable_ema", click.BOOL, _described("enable_ema")),
     _option("init", str, _described("init")),
     _option("save_every", click.IntRange(1), _described("save_every")),
+    _option("keep_last", click.IntRange(0), _described("keep_last")),
+    _option("keep_every", click.IntRange(0), _described("keep_every")),
+    _option("eval_every", click.IntRange(0), _described("eval_every")),
+    _option("eval_instances", click.IntRange(1), _described("eval_instances")),
+    _option("eval_fraction", click.FloatRange(0, 1, max_open=True), _described("eval_fraction")),
     _option("log_every", click.IntRange(1), _described("log_every")),
     _option("vis_every", click.IntRange(0), _described("vis_every")),
     _option("num_vis_images", click.IntRange(1), _described("num_vis_images")),
     _option("enable_mlflow", click.BOOL, "Log to MLflow beside metrics.jsonl (default true)."),
     _option("seed", click.IntRange(0), _described("seed")),
     _option("num_workers", click.IntRange(0), _described("num_workers")),
+    _option("max_failure_share", click.FloatRange(0, 1), _described("max_failure_share")),
+    _option("max_skipped", click.IntRange(1), _described("max_skipped")),
+    _option("compile", click.BOOL, _described("compile")),
     _option("accept_index_change", click.BOOL, _described("accept_index_change")),
+    click.option(
+        "--dry_run",
+        "dry_run",
+        is_flag=True,
+        help="Resolve everything, train one step on two batches, save once, and print the plan with times and sizes.",
+    ),
 ]

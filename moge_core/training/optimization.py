@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,11 +16,21 @@ from moge_core.training.config import OptimizerConfig, SchedulerConfig
 from moge_core.training.expressions import compile_expression
 from moge_core.training.torch_names import LAMBDA_SCHEDULERS, NESTED_SCHEDULERS
 
+FUSED = frozenset({"Adam", "AdamW", "SGD"})
+"""Optimisers that torch updates in one pass over all weights, on CPUs as on GPUs."""
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig | Mapping[str, Any]) -> torch.optim.Optimizer:
+
+def build_optimizer(
+    model: nn.Module, config: OptimizerConfig | Mapping[str, Any], *, fused: bool = False
+) -> torch.optim.Optimizer:
     """An optimiser whose groups hold the parameters that match an `include` and no `exclude` pattern (fnmatch).
 
     The other keys of a group go to torch's optimiser as they are.
+
+    Args:
+        model: whose trainable parameters are grouped.
+        config: the configuration's `optimizer` section.
+        fused: take torch's fused implementation where there is one and no group says how it wants to be computed.
 
     Raises:
         ConfigError: a trainable parameter falls into no group or into two, or a group is empty.
@@ -47,11 +57,33 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig | Mapping[str, Any
             "must put every trainable parameter into a group",
             found=f"{len(left)} in none: {left[:3]}",
         )
+    chosen = any({"fused", "foreach", "capturable", "differentiable"} & group.keys() for group in config.params)
+    keywords = {"fused": True} if fused and config.type in FUSED and not chosen else {}
     try:
-        optimizer: torch.optim.Optimizer = getattr(torch.optim, config.type)(groups)
+        optimizer: torch.optim.Optimizer = getattr(torch.optim, config.type)(groups, **keywords)
     except (TypeError, ValueError) as error:
         raise ConfigError("optimizer.params", f"must be what torch.optim.{config.type} takes", found=error) from error
     return optimizer
+
+
+def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
+    """Take the parameters that match a pattern (fnmatch) out of the training.
+
+    Returns:
+        their names.
+
+    Raises:
+        ConfigError: a pattern matches no parameter.
+    """
+    frozen = []
+    for pattern in patterns:
+        matching = [(name, value) for name, value in model.named_parameters() if fnmatch.fnmatchcase(name, pattern)]
+        if not matching:
+            raise ConfigError("freeze", "must match parameters of the model", found=repr(pattern))
+        for name, value in matching:
+            value.requires_grad_(False)
+            frozen.append(name)
+    return frozen
 
 
 def _matches(name: str, patterns: Mapping[str, list[str]]) -> bool:

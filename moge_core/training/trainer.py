@@ -2,45 +2,54 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import logging
-import re
+import math
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from tqdm import tqdm
 
 from moge_core.errors import ConfigError, MoGeError, NonFiniteError, TrainingError
 from moge_core.loading import TrainLoader
+from moge_core.loading.stages import StageClock
 from moge_core.models import MoGeModel, build_model, check_version, init_backbone, load_weights
-from moge_core.training.checkpoints import TrainingState, load_training_state, parent_of, save_checkpoint
+from moge_core.training.checkpoint_writer import CheckpointWriter
+from moge_core.training.checkpoints import TrainingState, load_training_state, parent_of
 from moge_core.training.config import TrainConfig
+from moge_core.training.devices import build_accelerator, on_device, system_figures
 from moge_core.training.flags import TrainFlags
-from moge_core.training.objective import check_losses, compute_objective, labels_with_normals, metric_names
+from moge_core.training.metrics import MetricSums
+from moge_core.training.mlflow_tracking import MLflowTracker
+from moge_core.training.non_finite import SkippedSteps
+from moge_core.training.objective import check_losses, compute_objective, labels_with_normals
 from moge_core.training.optimization import (
     ExponentialMovingAverage,
     build_lr_scheduler,
     build_optimizer,
+    freeze,
     step_lr_scheduler,
 )
 from moge_core.training.pictures import PredictionPictures
 from moge_core.training.preflight import DatasetIdentity
-from moge_core.training.tracking import MetricsFile, Observer, Observers, open_mlflow
+from moge_core.training.tracking import MetricsFile, Observer, Observers
+from moge_core.training.validation import score_average, score_held_out, split_datasets
 from moge_core.training.workspace import RunStatus, Workspace, write_json
 
 logger = logging.getLogger(__name__)
 
 MAX_GRADIENT_NORM = 1.0
-MAX_SKIPPED_IN_A_ROW = 20
-"""Non-finite steps in a row after which a run is beyond recovery."""
+# Cycles of garbage are rare in a training; looking for them in the middle of a step makes one rank wait for another.
+_STEPS_BETWEEN_COLLECTIONS = 1000
 
 
 class Trainer:
@@ -64,20 +73,279 @@ class Trainer:
         observers: Sequence[Observer] = (),
     ) -> None:
         self.config, self.flags, self.datasets = config, flags, datasets
-        self.accelerator = _build_accelerator(flags)
+        self.accelerator = build_accelerator(flags)
+        self.device: torch.device = self.accelerator.device
         self.workspace = Workspace(flags.workspace)
-        self.is_main = self.accelerator.is_main_process
+        self.is_main: bool = self.accelerator.is_main_process
+        self.rank: int = self.accelerator.process_index
         self.global_batch = (
             flags.batch_size_forward * flags.gradient_accumulation_steps * self.accelerator.num_processes
         )
+        self.clock = StageClock()
         self.stop_requested = False
 
-        # --- model, optimiser, schedule ---
-        check_losses(config.loss)
-        restored = load_training_state(self.workspace, flags.checkpoint) if flags.checkpoint else None
-        if flags.checkpoint == "latest" and restored is None and self.is_main:
+        restored = self._load_checkpoint()
+        self._build_network(restored)
+        self.metrics = MetricSums(config.loss, config.data, self.device)
+        self.skips = SkippedSteps(self.workspace.path / "bad_batches", flags.max_skipped, self.rank)
+        self.first_step = 0
+        self.failures_before = 0
+        self.best_score = float("inf")
+        self._logged_step, self._logged_at = -1, time.perf_counter()
+        self.parent: dict[str, Any] | None = None
+        if restored is not None:
+            self._restore(restored)
+        # Before anything is moved out of the way, so that data that cannot be loaded leaves all as it was.
+        self._open_data()
+        self._set_aside_what_is_abandoned()
+        self.writer = CheckpointWriter(self.workspace, flags.keep_last, flags.keep_every)
+        self.observers = Observers(self._open_observers(observers) if self.is_main else [])
+        self.pictures = PredictionPictures(self.workspace.path / "vis") if flags.vis_every else None
+
+    def train(self) -> RunStatus:
+        """Train until `num_iterations`, a SIGTERM or Ctrl-C; the last finished step is saved in each case.
+
+        Returns:
+            How the run ended: finished or interrupted.
+
+        Raises:
+            NonFiniteError: losses or gradients were not finite too many times in a row.
+            MoGeError: a checkpoint cannot be written, too many instances are broken, or another process died.
+        """
+        last = self.flags.num_iterations - 1
+        step = saved = self.first_step - 1
+        self._begin()
+        try:
+            with self._signals(), _collecting_garbage_on_schedule(), self._progress() as progress, self.loader:
+                batches = on_device(self.loader, self.device)
+                for step in range(self.first_step, self.flags.num_iterations):
+                    stop = self.train_step(step, batches)
+                    ends = stop or step == last
+
+                    scores = self._evaluate(step) if self._evaluates_at(step, last) else {}
+                    if self._is_due(step, self.flags.log_every) or ends or scores:
+                        self._log(step, scores, progress)
+                    is_best = self._is_best(scores)
+                    if step % self.flags.save_every == 0 or ends or is_best:
+                        self.save(step, scores if is_best else None)
+                        saved = step
+                    if self.pictures and (self._is_due(step, self.flags.vis_every) or step == last):
+                        self._draw(step)
+                    self._tell_of_checkpoints()
+                    if step % _STEPS_BETWEEN_COLLECTIONS == _STEPS_BETWEEN_COLLECTIONS - 1:
+                        gc.collect()
+                    progress.update()
+                    if stop and step < last:
+                        self._finish_saving()
+                        return self._end("interrupted", "asked to stop", step, resumable=True)
+                self._finish_saving()
+                self.accelerator.wait_for_everyone()
+            return self._end("finished", f"reached {self.flags.num_iterations} iterations", last, resumable=False)
+        except BaseException as error:
+            with contextlib.suppress(MoGeError):  # the first error is the one to tell
+                self._finish_saving()
+            cause = self._cause_of(error)
+            resumable = not isinstance(cause, ConfigError | NonFiniteError)
+            self._end("failed", f"{type(cause).__name__}: {cause}", saved, resumable=resumable)
+            if cause is not error:
+                raise cause from error
+            raise
+        finally:
+            self.writer.close()
+
+    # --- one step ---
+
+    def train_step(self, step: int, batches: Iterator[Mapping[str, Any]]) -> bool:
+        """One optimiser step; True when any rank was asked to stop."""
+        # Losses of other packages may draw from torch's own generator: it, too, depends on (seed, step, rank) alone.
+        torch.manual_seed(int(self._random(step, 2 + self.rank).integers(2**62)))
+        num_tokens = self.draw_num_tokens(step)
+        num_micro = self.flags.gradient_accumulation_steps
+        num_valid = torch.zeros((), dtype=torch.float64, device=self.device)
+        losses: list[Tensor] = []
+        for micro in range(num_micro):
+            with self.clock.stage("wait"):
+                batch = next(batches)
+            with self._synchronize_only(micro == num_micro - 1):
+                with self.clock.stage("forward"), self.accelerator.autocast():
+                    output = self.model(batch["image"], num_tokens)
+                with self.clock.stage("losses"):
+                    objective = compute_objective(output, batch, self.config.loss, self.flags.seed)
+                with self.clock.stage("backward"):
+                    self.accelerator.backward(objective.total)
+            with self.clock.stage("other"):
+                num_valid += objective.num_valid
+                losses.append(objective.total.detach())
+                self.metrics.add(objective.metrics, [info["dataset"] for info in batch["info"]])
+                del output, objective
+
+        with self.clock.stage("optimiser"):
+            totals = torch.stack([num_valid, num_valid.new_tensor(float(self.stop_requested))])
+            totals = self.accelerator.reduce(totals, reduction="sum")
+            self._apply_gradients(step, float(totals[0]), losses)
+            step_lr_scheduler(self.scheduler)
+            if self.ema is not None:
+                self.ema.update(self.raw_model)
+        return bool(totals[1] > 0)
+
+    def _apply_gradients(self, step: int, num_valid: float, losses: Sequence[Tensor]) -> None:
+        """Mean over all ranks' and micro-batches' valid instances, clip, step; non-finite gradients skip the step."""
+        gradients = [p.grad for p in self.raw_model.parameters() if p.grad is not None]
+        reason = None
+        if num_valid > 0:
+            # DDP has averaged over ranks what is to be averaged over instances.
+            torch._foreach_mul_(gradients, self.accelerator.num_processes / num_valid)
+            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), MAX_GRADIENT_NORM)
+            if bool(torch.isfinite(norm)):
+                self.optimizer.step()
+                self.skips.went_well()
+            elif self.accelerator.scaler is None:
+                reason = "the gradient is not finite"
+            else:
+                # The scaler saw the overflow itself: it skips the step and lowers its scale.
+                self.optimizer.step()
+                reason = "the gradient overflowed in half precision"
+        else:
+            reason = "no instance of the batch is valid"
+        self.optimizer.zero_grad(set_to_none=True)
+        if reason is not None:
+            self.skips.skipped(step, reason, self.loader, losses)
+
+    def _synchronize_only(self, last: bool) -> AbstractContextManager[Any]:
+        """Ranks exchange gradients with the last micro-batch of a step only."""
+        context: AbstractContextManager[Any] = nullcontext() if last else self.accelerator.no_sync(self.model)
+        return context
+
+    def draw_num_tokens(self, step: int) -> int:
+        """Tokens of a step, equal on all ranks and after a resume, since they depend on (seed, step) alone."""
+        low, high = self.token_range
+        if step <= self.config.low_resolution_training_steps:
+            return int(low)
+        return int(self._random(step, 1).integers(low, high + 1))
+
+    def _random(self, step: int, purpose: int) -> np.random.Generator:
+        return np.random.default_rng(np.random.SeedSequence((self.flags.seed, step, purpose)))
+
+    def _is_due(self, step: int, every: int) -> bool:
+        return step == self.first_step or step % every == 0
+
+    # --- metrics ---
+
+    def _log(self, step: int, scores: Mapping[str, float], progress: Any) -> None:
+        means = self.metrics.means(self.accelerator)
+        rates = {f"learning_rate.group_{i}": float(rate) for i, rate in enumerate(self.scheduler.get_last_lr())}
+        counts = {"skipped_steps": float(self.skips.total), "skipped_instances": float(self._num_failures())}
+        figures = self._system_figures(step)
+        if self.is_main:
+            self.observers.on_log(step, {**means, **rates, **counts, **scores})
+            self.observers.on_system(step, figures)
+            loss = f"{means.get('loss', float('nan')):.4g}"
+            progress.set_postfix(loss=loss)
+            if progress.disable:
+                logger.info("step %d of %d: loss %s", step, self.flags.num_iterations, loss)
+            self._report_running(step)
+
+    def _system_figures(self, step: int) -> dict[str, float]:
+        """What this process spent since the last log."""
+        now = time.perf_counter()
+        steps, seconds = max(step - self._logged_step, 1), max(now - self._logged_at, 1e-9)
+        figures = {f"step.{phase}_share": spent / seconds for phase, spent in self.clock.wall.items()}
+        figures |= {"images_per_second": self.global_batch * steps / seconds, "step.seconds": seconds / steps}
+        figures |= self.loader.statistics().metrics() | system_figures(self.device)
+        self._logged_step, self._logged_at = step, now
+        self.clock = StageClock()
+        self.loader.statistics().reset()
+        return figures
+
+    def _num_failures(self) -> int:
+        """Draws that could not be used since the run began, over all ranks and restarts."""
+        own = torch.tensor(float(sum(self.loader.failure_counts.values())), device=self.device)
+        return self.failures_before + int(self.accelerator.reduce(own, reduction="sum"))
+
+    def _evaluates_at(self, step: int, last: int) -> bool:
+        every = self.flags.eval_every
+        return bool(every and self.held_out) and ((step > 0 and step % every == 0) or step == last)
+
+    def _evaluate(self, step: int) -> dict[str, float]:
+        """Scores of the held-out instances, of the model and its average; rank 0 finds them and all ranks know them."""
+        scores: dict[str, float] = {}
+        if self.is_main:
+            num_tokens = sum(self.token_range) // 2
+            scores = score_held_out(self.raw_model, self.held_out, num_tokens)
+            if self.ema is not None:
+                scores |= score_average(self.raw_model, self.ema.weights, self.held_out, num_tokens)
+            logger.info("step %d: %s", step, ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
+        (known,) = broadcast_object_list([scores])
+        return dict(known)
+
+    def _is_best(self, scores: Mapping[str, float]) -> bool:
+        value = scores.get(self._best_metric, float("inf"))
+        is_best, self.best_score = value < self.best_score, min(value, self.best_score)
+        return is_best
+
+    @property
+    def _best_metric(self) -> str:
+        return "eval_ema.rel" if self.flags.enable_ema else "eval.rel"
+
+    # --- checkpoints ---
+
+    def save(self, step: int, best_scores: Mapping[str, float] | None = None) -> None:
+        """Copy the state and leave the writing to the writer; with `best_scores` it is the best so far."""
+        with self.clock.stage("save"):
+            metric_sums, num_failures = self.metrics.state(self.accelerator), self._num_failures()
+            if self.is_main:
+                scaler = self.accelerator.scaler
+                state = TrainingState(
+                    step=step,
+                    model_config=self.model_config,
+                    model=self.raw_model.state_dict(),
+                    optimizer=self.optimizer.state_dict(),
+                    lr_scheduler=self.scheduler.state_dict(),
+                    scaler=scaler.state_dict() if scaler is not None else None,
+                    ema=self.ema.weights if self.ema else None,
+                    ema_updates=self.ema.num_updates if self.ema else 0,
+                    counters={
+                        "num_skipped": self.skips.total,
+                        "skipped_in_a_row": self.skips.in_a_row,
+                        "num_failures": num_failures,
+                        "metric_sums": metric_sums,
+                        "best_score": self.best_score if math.isfinite(self.best_score) else None,
+                    },
+                )
+                best = {"metric": self._best_metric, "value": self.best_score, "scores": dict(best_scores or {})}
+                self.writer.save(state, self._lineage(), best if best_scores else None)
+
+    def _finish_saving(self) -> None:
+        self.writer.wait()
+        self._tell_of_checkpoints()
+
+    def _tell_of_checkpoints(self) -> None:
+        for info in self.writer.take_written():
+            self.observers.on_checkpoint(info.step, info.model_path)
+
+    def _lineage(self) -> dict[str, Any]:
+        return {
+            "config_digest": self.config.digest(),
+            "datasets": [dataset.as_dict() for dataset in self.datasets],
+            "parent": self.parent,
+            "batch_size_total": self.global_batch,
+            "seed": self.flags.seed,
+        }
+
+    # --- building ---
+
+    def _load_checkpoint(self) -> TrainingState | None:
+        check_losses(self.config.loss)
+        flag = self.flags.checkpoint
+        restored = load_training_state(self.workspace, flag) if flag else None
+        if flag == "latest" and restored is None and self.is_main:
             logger.info("no checkpoint in %s yet: training starts anew", self.workspace.path)
         self._check_same_data(restored)
+        return restored
+
+    def _build_network(self, restored: TrainingState | None) -> None:
+        """Model, optimiser, schedule and average, with the checkpoint's weights."""
+        config, flags = self.config, self.flags
         torch.manual_seed(flags.seed)
         model = build_model(config.model_version, **config.model)
         if restored is None:
@@ -88,227 +356,22 @@ class Trainer:
             report = load_weights(model, restored.model, where=restored.source, strict=flags.checkpoint_strict)
             if not report.complete:
                 # Another model: it begins at step 0, with what the file lent it.
-                restored = TrainingState(-1, restored.model_config, {}, source=restored.source)
+                restored.step, restored.optimizer, restored.lr_scheduler, restored.ema = -1, None, None, None
+                restored.manifest, restored.counters, restored.ema_updates = {}, {}, 0
         if flags.enable_gradient_checkpointing:
             model.enable_gradient_checkpointing()
+        frozen = freeze(model, config.freeze)
+        if frozen and self.is_main:
+            logger.info("%d parameters are frozen", len(frozen))
         self.token_range: tuple[int, int] = model.num_tokens_range
         self.model_config = model.model_config
-        optimizer = build_optimizer(model, config.optimizer)
+        optimizer = build_optimizer(model, config.optimizer, fused=True)
         self.scheduler = build_lr_scheduler(optimizer, config.lr_scheduler)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.raw_model: MoGeModel = self.accelerator.unwrap_model(self.model)
         self.ema = ExponentialMovingAverage(self.raw_model) if flags.enable_ema and self.is_main else None
-
-        # --- counters, and what a checkpoint brings back ---
-        self.first_step = 0
-        self.num_skipped = self.skipped_in_a_row = 0
-        self.metric_names = metric_names(config.loss)
-        self.metric_sums = torch.zeros(len(self.metric_names), 2, dtype=torch.float64, device=self.device)
-        self.parent: dict[str, Any] | None = None
-        if restored is not None:
-            self._restore(restored)
-
-        self._set_aside_what_is_abandoned()
-
-        # --- data and observers ---
-        self.loader = TrainLoader(
-            config.data,
-            flags.batch_size_forward,
-            flags.seed,
-            accumulation=flags.gradient_accumulation_steps,
-            rank=self.accelerator.process_index,
-            world_size=self.accelerator.num_processes,
-            num_workers="auto" if flags.num_workers is None else flags.num_workers,
-            normals_for=labels_with_normals(config.loss),
-            failures_path=self.workspace.failures_path(self.accelerator.process_index),
-        )
-        self.loader.load_state_dict({**self.loader.state_dict(), "step": self.first_step})
-        self.observers = Observers(self._open_observers(observers) if self.is_main else [])
-        self.pictures = PredictionPictures(self.workspace.path / "vis") if flags.vis_every else None
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the model."""
-        device: torch.device = self.accelerator.device
-        return device
-
-    def train(self) -> RunStatus:
-        """Train until `num_iterations`, a SIGTERM or Ctrl-C; the last finished step is saved in each case.
-
-        Returns:
-            How the run ended: finished or interrupted.
-
-        Raises:
-            NonFiniteError: losses or gradients were not finite too many times in a row.
-            MoGeError: a checkpoint cannot be written, or too many instances are broken.
-        """
-        previous = {number: signal.signal(number, self._request_stop) for number in (signal.SIGTERM, signal.SIGINT)}
-        step, last = self.first_step - 1, self.flags.num_iterations - 1
-        saved = step
-        self._begin()
-        progress = tqdm(
-            total=self.flags.num_iterations,
-            initial=self.first_step,
-            # A bar for a terminal; a log file gets a line at each log step instead.
-            disable=None if self.is_main else True,
-            unit="step",
-            dynamic_ncols=True,
-        )
-        try:
-            with self.loader:
-                batches = iter(self.loader)
-                for step in range(self.first_step, self.flags.num_iterations):
-                    started = time.perf_counter()
-                    stop = self._train_step(step, batches)
-                    seconds = time.perf_counter() - started
-
-                    if step == self.first_step or step % self.flags.log_every == 0 or step == last or stop:
-                        self._log(step, seconds, progress)
-                    if step % self.flags.save_every == 0 or step == last or stop:
-                        self._save(step)
-                        saved = step
-                    if self.pictures and (step == self.first_step or step % self.flags.vis_every == 0 or step == last):
-                        self._draw(step)
-                    progress.update()
-                    if stop and step < last:
-                        return self._end("interrupted", "asked to stop", step, resumable=True)
-            return self._end("finished", f"reached {self.flags.num_iterations} iterations", last, resumable=False)
-        except BaseException as error:
-            reason = f"{type(error).__name__}: {error}"
-            self._end("failed", reason, saved, resumable=not isinstance(error, ConfigError | NonFiniteError))
-            raise
-        finally:
-            progress.close()
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
-    # --- one step ---
-
-    def _train_step(self, step: int, batches: Any) -> bool:
-        """One optimiser step; True when any rank was asked to stop."""
-        num_tokens = self._draw_num_tokens(step)
-        num_micro = self.flags.gradient_accumulation_steps
-        valid = torch.zeros((), dtype=torch.float64, device=self.device)
-        for micro in range(num_micro):
-            batch = _to_device(next(batches), self.device)
-            with self._synchronize_only(micro == num_micro - 1):
-                with self.accelerator.autocast():
-                    output = self.model(batch["image"], num_tokens)
-                objective = compute_objective(output, batch, self.config.loss, self.flags.seed)
-                self.accelerator.backward(objective.total)
-            valid += objective.num_valid
-            self._add_metrics(objective.metrics)
-
-        totals = torch.stack([valid, valid.new_tensor(float(self.stop_requested))])
-        totals = self.accelerator.reduce(totals, reduction="sum")
-        self._apply_gradients(float(totals[0]))
-        step_lr_scheduler(self.scheduler)
-        if self.ema is not None:
-            self.ema.update(self.raw_model)
-        return bool(totals[1] > 0)
-
-    def _apply_gradients(self, num_valid: float) -> None:
-        """Mean over all ranks' and micro-batches' valid instances, clip, step; non-finite gradients skip the step."""
-        gradients = [p.grad for p in self.raw_model.parameters() if p.grad is not None]
-        if num_valid > 0:
-            # DDP has averaged over ranks what is to be averaged over instances.
-            torch._foreach_mul_(gradients, self.accelerator.num_processes / num_valid)
-            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), MAX_GRADIENT_NORM)
-            if bool(torch.isfinite(norm)):
-                self.optimizer.step()
-                self.skipped_in_a_row = 0
-            elif self.accelerator.scaler is None:
-                self._skip("the gradient is not finite")
-            else:
-                # The scaler saw the overflow itself: it skips the step and lowers its scale.
-                self.optimizer.step()
-                self._skip("the gradient overflowed in half precision")
-        else:
-            self._skip("no instance of the batch is valid")
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def _skip(self, reason: str) -> None:
-        self.num_skipped += 1
-        self.skipped_in_a_row += 1
-        logger.warning("step skipped (%d in a row): %s", self.skipped_in_a_row, reason)
-        if self.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
-            raise NonFiniteError(
-                "training",
-                f"must not skip {MAX_SKIPPED_IN_A_ROW} steps in a row",
-                found=reason,
-                fix="Lower the learning rate, use bf16 instead of fp16, or look at the data with `moge validate`.",
-            )
-
-    def _synchronize_only(self, last: bool) -> AbstractContextManager[Any]:
-        """Ranks exchange gradients with the last micro-batch of a step only."""
-        context: AbstractContextManager[Any] = nullcontext() if last else self.accelerator.no_sync(self.model)
-        return context
-
-    def _draw_num_tokens(self, step: int) -> int:
-        """Equal on all ranks and after a resume, since it depends on (seed, step) alone."""
-        low, high = self.token_range
-        if step <= self.config.low_resolution_training_steps:
-            return int(low)
-        return int(np.random.default_rng(np.random.SeedSequence((self.flags.seed, step, 1))).integers(low, high + 1))
-
-    # --- metrics ---
-
-    def _add_metrics(self, metrics: Mapping[str, Tensor]) -> None:
-        for row, name in enumerate(self.metric_names):
-            if name in metrics:
-                values = metrics[name].double()
-                known = torch.isfinite(values)
-                self.metric_sums[row, 0] += torch.where(known, values, 0.0).sum()
-                self.metric_sums[row, 1] += known.sum()
-
-    def _log(self, step: int, step_seconds: float, progress: Any) -> None:
-        sums = self.accelerator.reduce(self.metric_sums.clone(), reduction="sum").cpu()
-        self.metric_sums.zero_()
-        means = {n: float(s / c) for n, (s, c) in zip(self.metric_names, sums, strict=True) if c > 0}
-        rates = {f"learning_rate.group_{i}": float(rate) for i, rate in enumerate(self.scheduler.get_last_lr())}
-        failed = torch.tensor(float(sum(self.loader.failure_counts.values())), device=self.device)
-        failed = self.accelerator.reduce(failed, reduction="sum")
-        speed = {"images_per_second": self.global_batch / step_seconds, "skipped_steps": float(self.num_skipped)}
-        speed["skipped_instances"] = float(failed)
-        speed |= self.loader.statistics().metrics()
-        self.loader.statistics().reset()
-        if self.is_main:
-            self.observers.on_log(step, {**means, **rates, **speed})
-            loss = f"{means.get('loss', float('nan')):.4g}"
-            progress.set_postfix(loss=loss)
-            if progress.disable:
-                logger.info("step %d of %d: loss %s", step, self.flags.num_iterations, loss)
-            self._report_running(step)
-
-    # --- checkpoints ---
-
-    def _save(self, step: int) -> None:
-        metric_sums = self.accelerator.reduce(self.metric_sums.clone(), reduction="sum")
-        if self.is_main:
-            scaler = self.accelerator.scaler
-            state = TrainingState(
-                step=step,
-                model_config=self.model_config,
-                model=self.raw_model.state_dict(),
-                optimizer=self.optimizer.state_dict(),
-                lr_scheduler=self.scheduler.state_dict(),
-                scaler=scaler.state_dict() if scaler is not None else None,
-                ema=self.ema.weights if self.ema else None,
-                ema_updates=self.ema.num_updates if self.ema else 0,
-                counters={"num_skipped": self.num_skipped, "metric_sums": metric_sums.tolist()},
-            )
-            info = save_checkpoint(self.workspace, state, self._lineage())
-            self.observers.on_checkpoint(step, info.model_path)
-        self.accelerator.wait_for_everyone()
-
-    def _lineage(self) -> dict[str, Any]:
-        return {
-            "config_digest": self.config.digest(),
-            "datasets": [dataset.as_dict() for dataset in self.datasets],
-            "parent": self.parent,
-            "batch_size_total": self.global_batch,
-            "seed": self.flags.seed,
-        }
+        if flags.compile:
+            self.model = torch.compile(self.model, dynamic=True)
 
     def _restore(self, state: TrainingState) -> None:
         """Continue where a checkpoint stopped; a plain model file only lends its weights."""
@@ -326,10 +389,13 @@ class Trainer:
         if self.ema is not None and state.ema is not None:
             self.ema.load(state.ema, state.ema_updates)
         self.first_step = state.step + 1
-        self.num_skipped = int(state.counters.get("num_skipped", 0))
-        sums = state.counters.get("metric_sums")
-        if sums is not None and len(sums) == len(self.metric_names) and self.is_main:
-            self.metric_sums += self.metric_sums.new_tensor(sums)
+        self.skips.total = int(state.counters.get("num_skipped", 0))
+        self.skips.in_a_row = int(state.counters.get("skipped_in_a_row", 0))
+        self.failures_before = int(state.counters.get("num_failures", 0))
+        best_score = state.counters.get("best_score")
+        self.best_score = float("inf") if best_score is None else float(best_score)
+        if self.is_main:
+            self.metrics.load(state.counters.get("metric_sums") or {})
         if self.first_step >= self.flags.num_iterations and not state.manifest:
             raise TrainingError(
                 "--num_iterations",
@@ -337,6 +403,37 @@ class Trainer:
                 found=self.flags.num_iterations,
                 fix="It is the absolute end of the training, not the number of further steps.",
             )
+
+    def _open_data(self) -> None:
+        flags, split = self.flags, None
+        if flags.eval_every:
+            split = split_datasets(self.config.data, flags.eval_fraction, flags.eval_instances)
+        self.held_out = split.held_out if split else []
+        self.loader = TrainLoader(
+            self.config.data,
+            flags.batch_size_forward,
+            flags.seed,
+            accumulation=flags.gradient_accumulation_steps,
+            rank=self.rank,
+            world_size=self.accelerator.num_processes,
+            num_workers="auto" if flags.num_workers is None else flags.num_workers,
+            normals_for=labels_with_normals(self.config.loss),
+            instances=split.train if split else None,
+            max_failure_share=flags.max_failure_share,
+            failures_path=self.workspace.failures_path(self.rank),
+        )
+        self.loader.load_state_dict({**self.loader.state_dict(), "step": self.first_step})
+
+    def _open_observers(self, others: Sequence[Observer]) -> list[Observer]:
+        opened: list[Observer] = [MetricsFile(self.workspace, self.first_step), *others]
+        if self.flags.enable_mlflow:
+            tags = {"mlflow.runName": self.workspace.path.as_posix(), "moge.config": str(self.config.source)}
+            if self.parent:
+                tags["moge.parent_checkpoint"] = f"{self.parent['path']} (sha256 {self.parent['sha256']})"
+            weights = {dataset.name: dataset.weight for dataset in self.config.data.datasets}
+            inputs = [{**dataset.as_dict(), "weight": weights[dataset.name]} for dataset in self.datasets]
+            opened.append(MLflowTracker(self.workspace, tags, inputs))
+        return opened
 
     def _tell_what_changed(self, manifest: Mapping[str, Any]) -> None:
         """Warn of changes under which a resumed run no longer is the run that was interrupted."""
@@ -374,14 +471,19 @@ class Trainer:
     # --- beginning and end ---
 
     def _begin(self) -> None:
+        self._logged_step, self._logged_at = self.first_step - 1, time.perf_counter()
         if self.is_main:
             write_json(self.workspace.config_path, self.config.raw)
             parameters = {name: str(value) for name, value in asdict(self.flags).items()}
-            parameters |= {"batch_size_total": str(self.global_batch), "config_digest": self.config.digest()}
+            parameters |= {
+                "batch_size_total": str(self.global_batch),
+                "config_digest": self.config.digest(),
+                "mixed_precision": str(self.accelerator.mixed_precision),
+                "num_processes": str(self.accelerator.num_processes),
+            }
             for dataset in self.datasets:
-                name = re.sub(r"[^\w .:/-]", "_", dataset.name)  # what MLflow accepts in a parameter's name
-                parameters[f"dataset.{name}.digest"] = dataset.digest
-                parameters[f"dataset.{name}.instances"] = str(dataset.num_instances)
+                parameters[f"dataset.{dataset.name}.digest"] = dataset.digest
+                parameters[f"dataset.{dataset.name}.instances"] = str(dataset.num_instances)
             self.observers.on_start(self.workspace.path, parameters)
             self._report_running(self.first_step - 1)
 
@@ -390,22 +492,65 @@ class Trainer:
         for failure in self.loader.failures:
             logger.warning("skipped %s of %s: %s, %s", failure.instance, failure.dataset, failure.rule, failure.detail)
         if self.is_main:
-            self.workspace.write_status(status)
             self.observers.on_end(status)
+        if self._is_first_to_tell(state):
+            self.workspace.write_status(status)
         return status
+
+    def _is_first_to_tell(self, state: str) -> bool:
+        """Any rank may say why the training failed; what the others see afterwards is that one of them is gone."""
+        if state != "failed":
+            return self.is_main
+        before = self.workspace.status()
+        return before is None or before.state != "failed"
+
+    def _cause_of(self, error: BaseException) -> BaseException:
+        """What to tell of an error: the loss of another process and of memory have names."""
+        if isinstance(error, torch.OutOfMemoryError):
+            fix = "Halve --batch_size_forward and double --gradient_accumulation_steps."
+            return TrainingError("training", "must fit into the device's memory", found=error, fix=fix)
+        from_peers = self.accelerator.num_processes > 1 and isinstance(error, RuntimeError)
+        if from_peers and not isinstance(error, MoGeError):
+            return TrainingError(
+                f"process {self.rank} of {self.accelerator.num_processes}",
+                "needs all other processes of the training",
+                found=str(error).splitlines()[0],
+                fix="Another one has died; its own message says why. `--checkpoint latest` goes on.",
+            )
+        return error
 
     def _report_running(self, step: int) -> None:
         self.workspace.write_status(RunStatus("running", "training", step, self.flags.num_iterations, resumable=True))
 
-    def _open_observers(self, others: Sequence[Observer]) -> list[Observer]:
-        opened: list[Observer] = [MetricsFile(self.workspace.metrics_path, self.first_step), *others]
-        if self.flags.enable_mlflow:
-            tags = {"mlflow.runName": self.workspace.path.as_posix(), "moge.config": str(self.config.source)}
-            if self.parent:
-                tags["moge.parent_checkpoint"] = f"{self.parent['path']} (sha256 {self.parent['sha256']})"
-            tracker = open_mlflow(tags)
-            opened += [tracker] if tracker is not None else []
-        return opened
+    @contextlib.contextmanager
+    def _progress(self) -> Iterator[Any]:
+        """A bar for a terminal; a log file gets a line at each log step instead."""
+        with tqdm(
+            total=self.flags.num_iterations,
+            initial=self.first_step,
+            disable=None if self.is_main else True,
+            unit="step",
+            dynamic_ncols=True,
+        ) as progress:
+            yield progress
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGTERM and Ctrl-C stop after the step at hand; a second Ctrl-C stops at once."""
+
+        def request_stop(number: int, frame: object) -> None:
+            if self.stop_requested and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self.stop_requested = True
+
+        previous = {number: signal.signal(number, request_stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    # --- pictures ---
 
     def _draw(self, step: int) -> None:
         if self.is_main and self.pictures is not None:
@@ -413,7 +558,8 @@ class Trainer:
             try:
                 if not self.pictures.has_truth:
                     self.pictures.take_truth(self._vis_batches())
-                self.pictures.draw(self.raw_model, step, self.token_range[0] if low else None)
+                folder = self.pictures.draw(self.raw_model, step, self.token_range[0] if low else None)
+                self.observers.on_pictures(step, folder)
             except (MoGeError, OSError, RuntimeError) as error:  # a training of days must not end over a picture
                 logger.warning("no pictures of step %d: %s", step, error)
         self.accelerator.wait_for_everyone()
@@ -425,20 +571,12 @@ class Trainer:
             stream = iter(loader)
             return [next(stream) for _ in range(self.flags.num_vis_images // size)]
 
-    def _request_stop(self, number: int, frame: object) -> None:
-        """Stop after this step; a second Ctrl-C stops at once."""
-        if self.stop_requested and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.stop_requested = True
 
-
-def _build_accelerator(flags: TrainFlags) -> Accelerator:
-    cpu = not torch.cuda.is_available()
-    if cpu and flags.mixed_precision == "fp16":
-        raise ConfigError("--mixed_precision fp16", "needs a GPU", fix="Use `no` or `bf16` on a CPU.")
-    handler = DistributedDataParallelKwargs(find_unused_parameters=False, gradient_as_bucket_view=True)
-    return Accelerator(mixed_precision=flags.mixed_precision, cpu=cpu, kwargs_handlers=[handler])
-
-
-def _to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+@contextlib.contextmanager
+def _collecting_garbage_on_schedule() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()

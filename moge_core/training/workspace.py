@@ -4,7 +4,12 @@
     ├── config.json                   the configuration that the run trains with
     ├── status.json                   whether it runs, finished, was interrupted or failed, and why
     ├── .lock                         one training at a time (host, pid)
-    ├── metrics.jsonl                 one line a log step
+    ├── metrics.jsonl                 one line a log step: what depends on configuration, data and seed alone
+    ├── system.jsonl                  one line a log step: speed, memory, waiting
+    ├── failures.jsonl                instances that could not be used
+    ├── tracking.json                 which MLflow run it is, and what has been sent there
+    ├── best.json                     step and score of the best checkpoint, with --eval_every
+    ├── bad_batches/                  batches of steps that had to be skipped
     ├── checkpoint/{step:08d}.pt      model, with {step}_optimizer.pt, {step}_ema.pt and {step}.json, its manifest
     ├── checkpoint/latest.pt          the newest step, in the published form
     └── vis/                          pictures and point clouds
@@ -34,11 +39,19 @@ from moge_core.training.config import TrainConfig
 
 
 class ExitCode(IntEnum):
-    """How the training command ends. `accelerate launch` hides the code, so status.json tells it too."""
+    """How the training command ends. `accelerate launch` hides the code, so status.json tells it too.
+
+    REFUSED: nothing was trained, the configuration, data or checkpoint is at fault. BAD_DATA: too many instances are
+    broken. NON_FINITE: too many steps in a row had to be skipped. STORAGE: a checkpoint could not be written.
+    INTERRUPTED: asked to stop; it can be resumed.
+    """
 
     FINISHED = 0
     FAILED = 1
     REFUSED = 2
+    BAD_DATA = 65
+    NON_FINITE = 70
+    STORAGE = 74
     INTERRUPTED = 75
 
 
@@ -83,6 +96,16 @@ class Workspace:
         """Metrics, one JSON object a line."""
         return self.path / "metrics.jsonl"
 
+    @property
+    def system_path(self) -> Path:
+        """Speed, memory and waiting, one JSON object a line."""
+        return self.path / "system.jsonl"
+
+    @property
+    def tracking_path(self) -> Path:
+        """Which MLflow run this is, and what has been sent there."""
+        return self.path / "tracking.json"
+
     def failures_path(self, rank: int = 0) -> Path:
         """Instances that a process could not use, one JSON object a line."""
         return self.path / ("failures.jsonl" if rank == 0 else f"failures.{rank}.jsonl")
@@ -124,6 +147,42 @@ class Workspace:
                     found.append(self._checkpoint(int(manifest_path.stem), manifest))
         return found
 
+    def incomplete_steps(self) -> list[int]:
+        """Steps of which there are files, but no complete checkpoint."""
+        names = (path.name for path in self.checkpoint_dir.glob("*"))
+        steps = {int(match[1]) for name in names if (match := re.fullmatch(r"(\d{8,})(_\w+)?\.(pt|json)", name))}
+        return sorted(steps - {checkpoint.step for checkpoint in self.checkpoints()})
+
+    def best(self) -> dict[str, Any] | None:
+        """Step and score of the best checkpoint, if the training evaluates."""
+        return _read_json(self.path / "best.json")
+
+    def write_best(self, values: Mapping[str, Any]) -> None:
+        """Replace best.json at once."""
+        write_json(self.path / "best.json", values)
+
+    def prune(self, keep_last: int, keep_every: int = 0) -> list[int]:
+        """Remove complete checkpoints but the newest `keep_last`, multiples of `keep_every` and the best one.
+
+        Returns:
+            the steps that were removed.
+        """
+        complete = self.checkpoints()
+        kept = {checkpoint.step for checkpoint in complete[-keep_last:]}
+        best = self.best()
+        if best is not None:
+            kept.add(best["step"])
+        removed = []
+        for checkpoint in complete:
+            step = checkpoint.step
+            if step in kept or (keep_every and step % keep_every == 0):
+                continue
+            # The manifest first: what is half removed must not look complete.
+            for path in (self.checkpoint_dir / f"{step:08d}.json", *self.checkpoint_dir.glob(f"{step:08d}*.pt")):
+                path.unlink(missing_ok=True)
+            removed.append(step)
+        return removed
+
     def latest_checkpoint(self) -> CheckpointInfo | None:
         """The newest complete checkpoint."""
         complete = self.checkpoints()
@@ -155,7 +214,12 @@ class Workspace:
             if (match := re.match(r"\d{8,}", path.name)) and int(match[0]) >= first_step
         ]
         if first_step == 0:
-            later += [path for path in (self.metrics_path, *self.path.glob("failures*.jsonl")) if path.is_file()]
+            files = (self.metrics_path, self.system_path, self.tracking_path, self.path / "best.json")
+            later += [path for path in (*files, *self.path.glob("failures*.jsonl")) if path.is_file()]
+        else:
+            best = self.best()
+            if best is not None and best["step"] >= first_step:
+                later.append(self.path / "best.json")
         if not later:
             return None
         number = 1

@@ -132,12 +132,12 @@ def test_manifests_hold_the_digest_of_every_file(tmp_path: Path) -> None:
 
 def test_a_resumed_metrics_file_has_each_step_once(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    first = MetricsFile(path)
+    first = MetricsFile(Workspace(tmp_path))
     for step in (0, 1, 2, 3):
         first.on_log(step, {"loss": float(step), "undefined": float("nan")})
     with path.open("a") as file:
         file.write('{"step": 4, "lo')  # killed while writing
-    second = MetricsFile(path, first_step=2)
+    second = MetricsFile(Workspace(tmp_path), first_step=2)
     second.on_log(2, {"loss": 20.0})
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(line["step"], line["loss"]) for line in lines] == [(0, 0.0), (1, 1.0), (2, 20.0)]

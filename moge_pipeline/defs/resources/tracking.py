@@ -117,7 +117,7 @@ class MlflowTracking:
     def _join(
         self, run: TrackedRun, context: dg.AssetExecutionContext, name: str, opened: contextlib.ExitStack
     ) -> None:
-        from moge_core.training.tracking import fail_fast
+        from moge_core.training.mlflow_tracking import fail_fast
 
         fail_fast()
         import mlflow
@@ -188,7 +188,7 @@ class MlflowTracking:
 )
 def mlflow_resource(init_context: dg.InitResourceContext) -> MlflowTracking:
     """The resource that training assets take as `mlflow`; dagster_mlflow is imported when one of them trains."""
-    from moge_core.training.tracking import default_tracking_uri
+    from moge_core.training.mlflow_tracking import default_tracking_uri
     from moge_pipeline.catalog import project_root
 
     settings = init_context.resource_config

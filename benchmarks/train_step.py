@@ -1,0 +1,89 @@
+"""`python -m benchmarks.train_step`: the small training step, split into what it waits for and works on, in U.
+
+vits14, batch 2, 252 x 252, 324 tokens, activation checkpointing, the published loss sets, AdamW; the network is the
+published one around the smaller encoder. `network` is the forward and backward pass of the model alone.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.units import unit_u
+from moge_core.configuration import deep_merge, load_json
+from moge_core.datasets import index_dataset, render_sample_scenes
+from moge_core.training import load_train_config
+from moge_core.training.config import parse_train_config
+from moge_core.training.flags import TrainFlags
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "train"
+LABELS = {"v1": "synthetic", "v2": "A"}
+PUBLISHED = {"v1": 78, "v2": 226}
+NUM_STEPS = 7
+
+
+def main() -> None:
+    """Print a table for each version."""
+    with tempfile.TemporaryDirectory() as folder:
+        render_sample_scenes(Path(folder, "scenes"), 8, 2, size=(640, 480))
+        index_dataset(Path(folder, "scenes"))
+        for version in sys.argv[1:] or LABELS:
+            _measure(version, Path(folder))
+
+
+def _measure(version: str, folder: Path) -> None:
+    from moge_core.training.trainer import Trainer
+
+    config = parse_train_config(_small(version, folder), folder / "config.json", version)
+    flags = TrainFlags(
+        config=folder / "config.json",
+        workspace=folder / version,
+        batch_size_forward=2,
+        num_iterations=NUM_STEPS + 1,
+        save_every=10**9,
+        log_every=10**9,
+        enable_mlflow=False,
+        init="random",
+        num_workers=0,
+    )
+    trainer = Trainer(config, flags, [])
+    u = unit_u()
+    steps: list[dict[str, float]] = []
+    batches = iter(trainer.loader)
+    for step in range(NUM_STEPS + 1):
+        trainer.clock.wall.clear()
+        trainer.train_step(step, batches)
+        if step:  # the first one warms up
+            steps.append(dict(trainer.clock.wall))
+    u = (u + unit_u()) / 2
+    phases = {phase: statistics.median(step[phase] for step in steps) / u for phase in steps[0]}
+    total = statistics.median(sum(step.values()) for step in steps) / u
+    network = phases["forward"] + phases["backward"]
+    print(f"\n{version}, U = {u * 1e3:.0f} ms")
+    for phase, cost in phases.items():
+        print(f"  {phase:12}{cost:8.2f} U{cost / total:8.1%}")
+    print(f"  {'step':12}{total:8.2f} U  (published code: {PUBLISHED[version]} U)")
+    print(f"  outside the network's forward and backward: {1 - network / total:.1%}", flush=True)
+
+
+def _small(version: str, folder: Path) -> dict[str, Any]:
+    encoder: Any = (
+        "dinov2_vits14" if version == "v1" else {"backbone": "dinov2_vits14", "intermediate_layers": [2, 5, 8, 11]}
+    )
+    label = LABELS[version]
+    published = load_json(CONFIGS / f"{version}.json")
+    values = deep_merge(published, {"model": {"encoder": encoder, "num_tokens_range": [324, 324]}})
+    values["data"] |= {
+        "image_sizes": [[252, 252]],
+        "datasets": [{"name": "scenes", "path": str(folder / "scenes"), "label_type": label, "depth_unit": 1.0}],
+    }
+    values["data"]["fov_range_relative"] = [0.5, 1.0]
+    return values
+
+
+if __name__ == "__main__":
+    load_train_config(CONFIGS / "v1.json")
+    main()

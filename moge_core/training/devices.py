@@ -1,0 +1,81 @@
+"""Where the network runs and in which precision, and how batches get there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+from typing import Any
+
+import psutil
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from torch import Tensor
+
+from moge_core.errors import ConfigError
+from moge_core.training.flags import TrainFlags
+
+# A rank may wait this long for another one that evaluates, draws or saves.
+_PATIENCE = timedelta(minutes=60)
+
+
+def build_accelerator(flags: TrainFlags) -> Accelerator:
+    """The accelerator of this process.
+
+    Without a `--mixed_precision` it takes bf16 on GPUs that have it, and float32 elsewhere.
+
+    Raises:
+        ConfigError: fp16 on a CPU.
+    """
+    cpu = not torch.cuda.is_available()
+    precision = flags.mixed_precision
+    if precision is None:
+        precision = "bf16" if not cpu and torch.cuda.is_bf16_supported() else "no"
+    if cpu and precision == "fp16":
+        raise ConfigError("--mixed_precision fp16", "needs a GPU", fix="Use `no` or `bf16` on a CPU.")
+    handlers = [
+        # Every output takes part in the objective, so no rank needs to search for unused parameters.
+        DistributedDataParallelKwargs(find_unused_parameters=False, gradient_as_bucket_view=True),
+        InitProcessGroupKwargs(timeout=_PATIENCE),
+    ]
+    return Accelerator(mixed_precision=precision, cpu=cpu, kwargs_handlers=handlers)
+
+
+def on_device(batches: Iterator[Mapping[str, Any]], device: torch.device) -> Iterator[dict[str, Any]]:
+    """Batches on the device; on a GPU the next one is copied while the last one is worked on."""
+    if device.type != "cuda":
+        for batch in batches:
+            yield dict(batch)
+        return
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    ahead = _copied(next(batches), device, stream)
+    while True:
+        torch.cuda.current_stream(device).wait_stream(stream)
+        current = ahead
+        for value in current.values():
+            if isinstance(value, Tensor):
+                value.record_stream(torch.cuda.current_stream(device))
+        ahead = _copied(next(batches), device, stream)
+        yield current
+
+
+def _copied(batch: Mapping[str, Any], device: torch.device, stream: torch.cuda.Stream) -> dict[str, Any]:
+    with torch.cuda.stream(stream):
+        return {
+            name: value.pin_memory().to(device, non_blocking=True) if isinstance(value, Tensor) else value
+            for name, value in batch.items()
+        }
+
+
+def system_figures(device: torch.device) -> dict[str, float]:
+    """Memory of this process and of its device in GB, and the load of the machine."""
+    figures = {
+        "system.memory_gb": psutil.Process().memory_info().rss / 1e9,
+        "system.machine_memory_share": psutil.virtual_memory().percent / 100,
+        "system.load_per_core": os.getloadavg()[0] / (os.cpu_count() or 1),
+    }
+    if device.type == "cuda":
+        figures["system.gpu_memory_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
+        figures["system.gpu_reserved_gb"] = torch.cuda.memory_reserved(device) / 1e9
+    return figures

@@ -1,0 +1,127 @@
+"""Scores on held-out instances while a training goes on: always the same ones, of the model and of its average."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from moge_core.datasets import read_index
+from moge_core.errors import MoGeError
+from moge_core.evaluation import score_instances
+from moge_core.loading import DataConfig
+from moge_core.models import MoGeModel
+
+logger = logging.getLogger(__name__)
+
+VALIDATION_INDEX = ".val.txt"
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What is scored of a dataset."""
+
+    name: str
+    root: Path
+    depth_name: str
+    instances: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Split:
+    """What each dataset is trained on, by name, and what is held out."""
+
+    train: dict[str, list[str]]
+    held_out: list[HeldOut]
+
+
+def split_datasets(data: DataConfig, fraction: float, most: int) -> Split:
+    """Hold instances out of each dataset: those of its .val.txt, or else a share of its index.
+
+    The choice depends on the names of instances alone. What is held out is never trained on.
+
+    Args:
+        data: the `data` section.
+        fraction: share to hold out of datasets without a .val.txt; 0 holds nothing out of them.
+        most: instances to score of each dataset, evenly spaced over what is held out.
+    """
+    train: dict[str, list[str]] = {}
+    held_out: list[HeldOut] = []
+    for dataset in data.datasets:
+        if dataset.weight == 0:
+            continue
+        root = dataset.resolved_path()
+        index = read_index(root, dataset.index)
+        if (root / VALIDATION_INDEX).is_file():
+            chosen = read_index(root, VALIDATION_INDEX)
+        else:
+            chosen = [name for name in index if _place(dataset.name, name) < fraction]
+        barred = set(chosen)
+        left = [name for name in index if name not in barred]
+        if not chosen or not left:
+            logger.warning("nothing is held out of %s, so it is not scored", dataset.name)
+            train[dataset.name] = index
+            continue
+        train[dataset.name] = left
+        places = np.linspace(0, len(chosen) - 1, min(most, len(chosen))).round().astype(int)
+        held_out.append(HeldOut(dataset.name, root, dataset.depth, tuple(chosen[place] for place in places)))
+    return Split(train, held_out)
+
+
+def score_held_out(
+    model: MoGeModel, held_out: Sequence[HeldOut], num_tokens: int, prefix: str = "eval"
+) -> dict[str, float]:
+    """Mean `rel` and `delta1` of affine-invariant points: `eval.DATASET.rel`, ..., and `eval.rel` over the datasets.
+
+    Args:
+        model: in whatever mode it is; left in training mode.
+        held_out: what to score.
+        num_tokens: resolution of the predictions.
+        prefix: of the names.
+    """
+    scores: dict[str, float] = {}
+    means: dict[str, list[float]] = {}
+    model.eval()
+    try:
+        for each in held_out:
+            found = _scores(model, each, num_tokens)
+            for name in found[0] if found else ():
+                mean = float(np.nanmean([score[name] for score in found]))
+                scores[f"{prefix}.{each.name}.{name}"] = mean
+                means.setdefault(name, []).append(mean)
+    finally:
+        model.train()
+    return {**scores, **{f"{prefix}.{name}": float(np.mean(values)) for name, values in means.items()}}
+
+
+def _scores(model: MoGeModel, each: HeldOut, num_tokens: int) -> list[dict[str, float]]:
+    found = []
+    for instance in each.instances:
+        try:
+            found += score_instances(model, each.root, [instance], depth_name=each.depth_name, num_tokens=num_tokens)
+        except (MoGeError, OSError) as error:  # a training of days must not end over a broken held-out instance
+            logger.warning("not scored: %s/%s: %s", each.name, instance, error)
+    return found
+
+
+def score_average(
+    model: MoGeModel, weights: Mapping[str, torch.Tensor], held_out: Sequence[HeldOut], num_tokens: int
+) -> dict[str, float]:
+    """`score_held_out` of other weights, `eval_ema.*`; the model gets its own back, to the bit."""
+    own = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    try:
+        model.load_state_dict(dict(weights))
+        return score_held_out(model, held_out, num_tokens, prefix="eval_ema")
+    finally:
+        model.load_state_dict(own)
+
+
+def _place(dataset: str, instance: str) -> float:
+    """Where an instance falls in [0, 1), the same for ever."""
+    digest = hashlib.sha256(f"{dataset}\0{instance}".encode()).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48
