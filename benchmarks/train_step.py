@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.units import unit_u
-from moge_core.configuration import deep_merge, load_json
+from moge_core.configuration import load_json
 from moge_core.datasets import index_dataset, render_sample_scenes
-from moge_core.training import load_train_config
 from moge_core.training.config import parse_train_config
 from moge_core.training.flags import TrainFlags
 
@@ -70,20 +69,27 @@ def _measure(version: str, folder: Path) -> None:
 
 
 def _small(version: str, folder: Path) -> dict[str, Any]:
-    encoder: Any = (
-        "dinov2_vits14" if version == "v1" else {"backbone": "dinov2_vits14", "intermediate_layers": [2, 5, 8, 11]}
-    )
-    label = LABELS[version]
-    published = load_json(CONFIGS / f"{version}.json")
-    values = deep_merge(published, {"model": {"encoder": encoder, "num_tokens_range": [324, 324]}})
-    values["data"] |= {
-        "image_sizes": [[252, 252]],
-        "datasets": [{"name": "scenes", "path": str(folder / "scenes"), "label_type": label, "depth_unit": 1.0}],
-    }
-    values["data"]["fov_range_relative"] = [0.5, 1.0]
+    """The published configuration with the small encoder, one size, one resolution and sample scenes."""
+    values = load_json(CONFIGS / f"{version}.json")
+    if version == "v1":
+        values["model"]["encoder"] = "dinov2_vits14"
+    else:
+        # Everything as wide as the encoder is as wide as the smaller one.
+        values["model"] = _replaced(values["model"], {1024: 384, 1026: 386})
+        values["model"]["encoder"] |= {"backbone": "dinov2_vits14", "intermediate_layers": [2, 5, 8, 11]}
+    values["model"]["num_tokens_range"] = [324, 324]
+    dataset = {"name": "scenes", "path": str(folder / "scenes"), "label_type": LABELS[version], "depth_unit": 1.0}
+    values["data"] |= {"image_sizes": [[252, 252]], "fov_range_relative": [0.5, 1.0], "datasets": [dataset]}
     return values
 
 
+def _replaced(value: Any, numbers: dict[int, int]) -> Any:
+    if isinstance(value, dict):
+        return {key: _replaced(item, numbers) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_replaced(item, numbers) for item in value]
+    return numbers.get(value, value) if isinstance(value, int) else value
+
+
 if __name__ == "__main__":
-    load_train_config(CONFIGS / "v1.json")
     main()

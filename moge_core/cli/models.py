@@ -21,6 +21,20 @@ def train_command(flags: tuple[str, ...]) -> None:
     sys.exit(train(flags))
 
 
+@click.command("replay-metrics")
+@click.argument("workspace", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--tracking-uri", help="MLflow store. Default: the one that the training logged to.")
+@click.option("--run-id", help="An existing run to log to. Default: the training's own, or a new one.")
+@verbose
+def replay_metrics_command(workspace: Path, tracking_uri: str | None, run_id: str | None) -> None:
+    """Send the metrics of WORKSPACE to MLflow, as far as they are not there yet."""
+    from moge_core.training.mlflow_tracking import replay_metrics
+    from moge_core.training.workspace import Workspace
+
+    run, num_lines = replay_metrics(Workspace(workspace), tracking_uri, run_id)
+    click.echo(f"MLflow run {run} has the {num_lines} lines of {workspace / 'metrics.jsonl'}")
+
+
 @click.command("infer")
 @click.option(
     "-i", "--input", "source", required=True, type=click.Path(path_type=Path), help="Image or folder of images."

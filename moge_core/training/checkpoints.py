@@ -95,6 +95,8 @@ def save_checkpoint(workspace: Workspace, state: TrainingState, lineage: Mapping
         _save(folder / "latest.pt", {"model_config": model_config, "step": state.step})
         sync_folder(folder)
     except (OSError, RuntimeError) as error:  # torch.save turns some failures of the disk into the latter
+        for file_name in contents:  # a part of a checkpoint is of no use, and its room is needed
+            (folder / file_name).unlink(missing_ok=True)
         raise WorkspaceError(
             folder,
             "must be writable to save a checkpoint",

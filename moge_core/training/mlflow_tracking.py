@@ -180,21 +180,19 @@ class MLflowTracker:
         workspace: of the training.
         tags: of the run.
         datasets: what is trained on, for the inputs of the run.
-        flush_s: how long the end of the training waits for what is left to be sent.
     """
 
+    flush_s = 30.0
+    """How long the end of a training waits for what is left to be sent."""
+
     def __init__(
-        self,
-        workspace: Workspace,
-        tags: Mapping[str, str],
-        datasets: Sequence[Mapping[str, Any]] = (),
-        flush_s: float = 30.0,
+        self, workspace: Workspace, tags: Mapping[str, str], datasets: Sequence[Mapping[str, Any]] = ()
     ) -> None:
-        self._workspace, self._datasets, self._flush_s = workspace, datasets, flush_s
+        self._workspace, self._datasets = workspace, datasets
         self._sender = RunSender(workspace, tracking_uri(), tags, os.environ.get("MLFLOW_RUN_ID"))
         self._work: deque[tuple[str, Callable[[], None]]] = deque([("connect", self._sender.connect)])
         self._changed = threading.Condition()
-        self._lines_waiting = self._ending = self._told = False
+        self._lines_waiting = self._ending = self._told = self._given_up = False
         self._thread = threading.Thread(target=self._run, name="moge-mlflow", daemon=True)
         self._thread.start()
 
@@ -227,13 +225,14 @@ class MLflowTracker:
             self._add("picture", functools.partial(self._sender.send_file, picture, place))
 
     def on_end(self, status: RunStatus) -> None:
-        """Send what is left, as long as that takes no more than `flush_s`."""
+        """Send what is left, as long as that takes no more than `flush_s` seconds."""
         self._add("ending", lambda: self._sender.finish(status))
         with self._changed:
             self._ending = True
             self._changed.notify()
-        self._thread.join(self._flush_s)
+        self._thread.join(self.flush_s)
         if self._thread.is_alive():
+            self._given_up = True
             logger.warning(
                 "MLflow did not get everything; send it later with `moge replay-metrics %s`", self._workspace.path
             )
@@ -247,7 +246,7 @@ class MLflowTracker:
 
     def _run(self) -> None:
         pause = 0.5
-        while True:
+        while not self._given_up:
             with self._changed:
                 self._changed.wait_for(lambda: self._work or self._lines_waiting or self._ending)
                 if self._ending and not self._work and not self._lines_waiting:

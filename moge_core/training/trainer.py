@@ -89,6 +89,7 @@ class Trainer:
         self.metrics = MetricSums(config.loss, config.data, self.device)
         self.skips = SkippedSteps(self.workspace.path / "bad_batches", flags.max_skipped, self.rank)
         self.first_step = 0
+        self.continues = restored is not None and bool(restored.manifest)
         self.failures_before = 0
         self.best_score = float("inf")
         self._logged_step, self._logged_at = -1, time.perf_counter()
@@ -120,13 +121,13 @@ class Trainer:
                 batches = on_device(self.loader, self.device)
                 for step in range(self.first_step, self.flags.num_iterations):
                     stop = self.train_step(step, batches)
-                    ends = stop or step == last
 
                     scores = self._evaluate(step) if self._evaluates_at(step, last) else {}
-                    if self._is_due(step, self.flags.log_every) or ends or scores:
+                    # Not where it stops: what has been summed up is saved, and logged when an uninterrupted run would.
+                    if self._is_due(step, self.flags.log_every) or step == last or scores:
                         self._log(step, scores, progress)
                     is_best = self._is_best(scores)
-                    if step % self.flags.save_every == 0 or ends or is_best:
+                    if step % self.flags.save_every == 0 or step == last or stop or is_best:
                         self.save(step, scores if is_best else None)
                         saved = step
                     if self.pictures and (self._is_due(step, self.flags.vis_every) or step == last):
@@ -227,7 +228,8 @@ class Trainer:
         return np.random.default_rng(np.random.SeedSequence((self.flags.seed, step, purpose)))
 
     def _is_due(self, step: int, every: int) -> bool:
-        return step == self.first_step or step % every == 0
+        """Every so many steps and at a run's first one; a resumed run does what the uninterrupted one would."""
+        return step % every == 0 or (step == self.first_step and not self.continues)
 
     # --- metrics ---
 
@@ -450,6 +452,7 @@ class Trainer:
     def _set_aside_what_is_abandoned(self) -> None:
         """Checkpoints of a run that this one begins anew, or goes back behind, are kept, but not in its way."""
         if self.is_main:
+            self.workspace.remove_fragments(self.first_step)
             folder = self.workspace.set_aside(self.first_step)
             if folder is not None:
                 logger.warning("earlier results from step %d on were moved to %s", self.first_step, folder)
@@ -494,7 +497,10 @@ class Trainer:
         if self.is_main:
             self.observers.on_end(status)
         if self._is_first_to_tell(state):
-            self.workspace.write_status(status)
+            try:
+                self.workspace.write_status(status)
+            except OSError as error:  # a full disk; the reason must not be hidden by that
+                logger.error("the ending (%s: %s) cannot be written: %s", state, reason, error)  # noqa: TRY400
         return status
 
     def _is_first_to_tell(self, state: str) -> bool:
