@@ -75,7 +75,7 @@ def _measure(
     fits = needed_gb < free_gb
 
     loss = trainer.metrics.means(trainer.accelerator).get("loss", float("nan"))
-    parameters = [p for p in trainer.raw_model.parameters() if p.requires_grad]
+    parameters = [p for p in trainer.network.raw_model.parameters() if p.requires_grad]
     total_weight = sum(dataset.weight for dataset in config.data.datasets)
     shares = {dataset.name: dataset.weight / total_weight for dataset in config.data.datasets}
     time_left = _duration((flags.num_iterations - trainer.first_step) * seconds[1])
@@ -91,7 +91,7 @@ def _measure(
         f" micro-batches x {trainer.accelerator.num_processes} processes, {trainer.loader.num_workers} loader workers",
         *(
             f"learning rate  group {i}: {rate:.3g} at step {trainer.first_step + 2}"
-            for i, rate in enumerate(trainer.scheduler.get_last_lr())
+            for i, rate in enumerate(trainer.network.scheduler.get_last_lr())
         ),
         f"device         {trainer.device}, precision {trainer.accelerator.mixed_precision}",
         f"first step     loss {loss:.4g}, {seconds[0]:.2f} s, then {seconds[1]:.2f} s a step",

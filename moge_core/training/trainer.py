@@ -7,7 +7,6 @@ import gc
 import logging
 import math
 import signal
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
@@ -17,31 +16,24 @@ import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
-from tqdm import tqdm
 
 from moge_core.errors import ConfigError, MoGeError, NonFiniteError, TrainingError
 from moge_core.loading import TrainLoader
 from moge_core.loading.stages import StageClock
-from moge_core.models import MoGeModel, build_model, check_version, init_backbone, load_weights
 from moge_core.training.checkpoint_writer import CheckpointWriter
 from moge_core.training.checkpoints import TrainingState, load_training_state, parent_of
 from moge_core.training.config import TrainConfig
-from moge_core.training.devices import build_accelerator, on_device, system_figures
+from moge_core.training.devices import build_accelerator, on_device
 from moge_core.training.flags import TrainFlags
 from moge_core.training.metrics import MetricSums
 from moge_core.training.mlflow_tracking import MLflowTracker
+from moge_core.training.network import build_network
 from moge_core.training.non_finite import SkippedSteps
 from moge_core.training.objective import check_losses, compute_objective, labels_with_normals
-from moge_core.training.optimization import (
-    ExponentialMovingAverage,
-    build_lr_scheduler,
-    build_optimizer,
-    freeze,
-    step_lr_scheduler,
-)
 from moge_core.training.pictures import PredictionPictures
 from moge_core.training.preflight import DatasetIdentity
-from moge_core.training.tracking import MetricsFile, Observer, Observers
+from moge_core.training.reporting import Report
+from moge_core.training.tracking import MetricsFile, Observer
 from moge_core.training.validation import score_average, score_held_out, split_datasets
 from moge_core.training.workspace import RunStatus, Workspace, write_json
 
@@ -85,14 +77,13 @@ class Trainer:
         self.stop_requested = False
 
         restored = self._load_checkpoint()
-        self._build_network(restored)
+        self.network = build_network(config, flags, self.accelerator, restored)
         self.metrics = MetricSums(config.loss, config.data, self.device)
         self.skips = SkippedSteps(self.workspace.path / "bad_batches", flags.max_skipped, self.rank)
         self.first_step = 0
         self.continues = restored is not None and bool(restored.manifest)
         self.failures_before = 0
         self.best_score = float("inf")
-        self._logged_step, self._logged_at = -1, time.perf_counter()
         self.parent: dict[str, Any] | None = None
         if restored is not None:
             self._restore(restored)
@@ -100,7 +91,14 @@ class Trainer:
         self._open_data()
         self._set_aside_what_is_abandoned()
         self.writer = CheckpointWriter(self.workspace, flags.keep_last, flags.keep_every)
-        self.observers = Observers(self._open_observers(observers) if self.is_main else [])
+        self.report = Report(
+            self.workspace,
+            self.accelerator,
+            num_iterations=flags.num_iterations,
+            global_batch=self.global_batch,
+            first_step=self.first_step,
+            observers=self._open_observers(observers) if self.is_main else [],
+        )
         self.pictures = PredictionPictures(self.workspace.path / "vis") if flags.vis_every else None
 
     def train(self) -> RunStatus:
@@ -117,7 +115,7 @@ class Trainer:
         step = saved = self.first_step - 1
         self._begin()
         try:
-            with self._signals(), _collecting_garbage_on_schedule(), self._progress() as progress, self.loader:
+            with self._signals(), _collecting_garbage_on_schedule(), self.report.progress() as progress, self.loader:
                 batches = on_device(self.loader, self.device)
                 for step in range(self.first_step, self.flags.num_iterations):
                     stop = self.train_step(step, batches)
@@ -125,7 +123,7 @@ class Trainer:
                     scores = self._evaluate(step) if self._evaluates_at(step, last) else {}
                     # Not where it stops: what has been summed up is saved, and logged when an uninterrupted run would.
                     if self._is_due(step, self.flags.log_every) or step == last or scores:
-                        self._log(step, scores, progress)
+                        self._log(step, scores)
                     is_best = self._is_best(scores)
                     if step % self.flags.save_every == 0 or step == last or stop or is_best:
                         self.save(step, scores if is_best else None)
@@ -138,16 +136,17 @@ class Trainer:
                     progress.update()
                     if stop and step < last:
                         self._finish_saving()
-                        return self._end("interrupted", "asked to stop", step, resumable=True)
+                        return self.report.end("interrupted", "asked to stop", step, self.loader, resumable=True)
                 self._finish_saving()
                 self.accelerator.wait_for_everyone()
-            return self._end("finished", f"reached {self.flags.num_iterations} iterations", last, resumable=False)
+            reason = f"reached {self.flags.num_iterations} iterations"
+            return self.report.end("finished", reason, last, self.loader, resumable=False)
         except BaseException as error:
             with contextlib.suppress(MoGeError):  # the first error is the one to tell
                 self._finish_saving()
-            cause = self._cause_of(error)
+            cause = self.report.cause_of(error)
             resumable = not isinstance(cause, ConfigError | NonFiniteError)
-            self._end("failed", f"{type(cause).__name__}: {cause}", saved, resumable=resumable)
+            self.report.end("failed", f"{type(cause).__name__}: {cause}", saved, self.loader, resumable=resumable)
             if cause is not error:
                 raise cause from error
             raise
@@ -169,7 +168,7 @@ class Trainer:
                 batch = next(batches)
             with self._synchronize_only(micro == num_micro - 1):
                 with self.clock.stage("forward"), self.accelerator.autocast():
-                    output = self.model(batch["image"], num_tokens)
+                    output = self.network.model(batch["image"], num_tokens)
                 with self.clock.stage("losses"):
                     objective = compute_objective(output, batch, self.config.loss, self.flags.seed)
                 with self.clock.stage("backward"):
@@ -184,42 +183,40 @@ class Trainer:
             totals = torch.stack([num_valid, num_valid.new_tensor(float(self.stop_requested))])
             totals = self.accelerator.reduce(totals, reduction="sum")
             self._apply_gradients(step, float(totals[0]), losses)
-            step_lr_scheduler(self.scheduler)
-            if self.ema is not None:
-                self.ema.update(self.raw_model)
+            self.network.step_done()
         return bool(totals[1] > 0)
 
     def _apply_gradients(self, step: int, num_valid: float, losses: Sequence[Tensor]) -> None:
         """Mean over all ranks' and micro-batches' valid instances, clip, step; non-finite gradients skip the step."""
-        gradients = [p.grad for p in self.raw_model.parameters() if p.grad is not None]
+        gradients = [p.grad for p in self.network.raw_model.parameters() if p.grad is not None]
         reason = None
         if num_valid > 0:
             # DDP has averaged over ranks what is to be averaged over instances.
             torch._foreach_mul_(gradients, self.accelerator.num_processes / num_valid)
-            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), MAX_GRADIENT_NORM)
+            norm = self.accelerator.clip_grad_norm_(self.network.model.parameters(), MAX_GRADIENT_NORM)
             if bool(torch.isfinite(norm)):
-                self.optimizer.step()
+                self.network.optimizer.step()
                 self.skips.went_well()
             elif self.accelerator.scaler is None:
                 reason = "the gradient is not finite"
             else:
                 # The scaler saw the overflow itself: it skips the step and lowers its scale.
-                self.optimizer.step()
+                self.network.optimizer.step()
                 reason = "the gradient overflowed in half precision"
         else:
             reason = "no instance of the batch is valid"
-        self.optimizer.zero_grad(set_to_none=True)
+        self.network.optimizer.zero_grad(set_to_none=True)
         if reason is not None:
             self.skips.skipped(step, reason, self.loader, losses)
 
     def _synchronize_only(self, last: bool) -> AbstractContextManager[Any]:
         """Ranks exchange gradients with the last micro-batch of a step only."""
-        context: AbstractContextManager[Any] = nullcontext() if last else self.accelerator.no_sync(self.model)
+        context: AbstractContextManager[Any] = nullcontext() if last else self.accelerator.no_sync(self.network.model)
         return context
 
     def draw_num_tokens(self, step: int) -> int:
         """Tokens of a step, equal on all ranks and after a resume, since they depend on (seed, step) alone."""
-        low, high = self.token_range
+        low, high = self.network.token_range
         if step <= self.config.low_resolution_training_steps:
             return int(low)
         return int(self._random(step, 1).integers(low, high + 1))
@@ -233,31 +230,12 @@ class Trainer:
 
     # --- metrics ---
 
-    def _log(self, step: int, scores: Mapping[str, float], progress: Any) -> None:
+    def _log(self, step: int, scores: Mapping[str, float]) -> None:
         means = self.metrics.means(self.accelerator)
-        rates = {f"learning_rate.group_{i}": float(rate) for i, rate in enumerate(self.scheduler.get_last_lr())}
+        rates = {f"learning_rate.group_{i}": float(rate) for i, rate in enumerate(self.network.scheduler.get_last_lr())}
         counts = {"skipped_steps": float(self.skips.total), "skipped_instances": float(self._num_failures())}
-        figures = self._system_figures(step)
-        if self.is_main:
-            self.observers.on_log(step, {**means, **rates, **counts, **scores})
-            self.observers.on_system(step, figures)
-            loss = f"{means.get('loss', float('nan')):.4g}"
-            progress.set_postfix(loss=loss)
-            if progress.disable:
-                logger.info("step %d of %d: loss %s", step, self.flags.num_iterations, loss)
-            self._report_running(step)
-
-    def _system_figures(self, step: int) -> dict[str, float]:
-        """What this process spent since the last log."""
-        now = time.perf_counter()
-        steps, seconds = max(step - self._logged_step, 1), max(now - self._logged_at, 1e-9)
-        figures = {f"step.{phase}_share": spent / seconds for phase, spent in self.clock.wall.items()}
-        figures |= {"images_per_second": self.global_batch * steps / seconds, "step.seconds": seconds / steps}
-        figures |= self.loader.statistics().metrics() | system_figures(self.device)
-        self._logged_step, self._logged_at = step, now
+        self.report.log(step, {**means, **rates, **counts, **scores}, self.clock, self.loader)
         self.clock = StageClock()
-        self.loader.statistics().reset()
-        return figures
 
     def _num_failures(self) -> int:
         """Draws that could not be used since the run began, over all ranks and restarts."""
@@ -272,10 +250,10 @@ class Trainer:
         """Scores of the held-out instances, of the model and its average; rank 0 finds them and all ranks know them."""
         scores: dict[str, float] = {}
         if self.is_main:
-            num_tokens = sum(self.token_range) // 2
-            scores = score_held_out(self.raw_model, self.held_out, num_tokens)
-            if self.ema is not None:
-                scores |= score_average(self.raw_model, self.ema.weights, self.held_out, num_tokens)
+            num_tokens = sum(self.network.token_range) // 2
+            scores = score_held_out(self.network.raw_model, self.held_out, num_tokens)
+            if self.network.ema is not None:
+                scores |= score_average(self.network.raw_model, self.network.ema.weights, self.held_out, num_tokens)
             logger.info("step %d: %s", step, ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
         (known,) = broadcast_object_list([scores])
         return dict(known)
@@ -296,24 +274,14 @@ class Trainer:
         with self.clock.stage("save"):
             metric_sums, num_failures = self.metrics.state(self.accelerator), self._num_failures()
             if self.is_main:
-                scaler = self.accelerator.scaler
-                state = TrainingState(
-                    step=step,
-                    model_config=self.model_config,
-                    model=self.raw_model.state_dict(),
-                    optimizer=self.optimizer.state_dict(),
-                    lr_scheduler=self.scheduler.state_dict(),
-                    scaler=scaler.state_dict() if scaler is not None else None,
-                    ema=self.ema.weights if self.ema else None,
-                    ema_updates=self.ema.num_updates if self.ema else 0,
-                    counters={
-                        "num_skipped": self.skips.total,
-                        "skipped_in_a_row": self.skips.in_a_row,
-                        "num_failures": num_failures,
-                        "metric_sums": metric_sums,
-                        "best_score": self.best_score if math.isfinite(self.best_score) else None,
-                    },
-                )
+                counters = {
+                    "num_skipped": self.skips.total,
+                    "skipped_in_a_row": self.skips.in_a_row,
+                    "num_failures": num_failures,
+                    "metric_sums": metric_sums,
+                    "best_score": self.best_score if math.isfinite(self.best_score) else None,
+                }
+                state = self.network.state(step, self.accelerator, counters)
                 best = {"metric": self._best_metric, "value": self.best_score, "scores": dict(best_scores or {})}
                 self.writer.save(state, self._lineage(), best if best_scores else None)
 
@@ -323,7 +291,7 @@ class Trainer:
 
     def _tell_of_checkpoints(self) -> None:
         for info in self.writer.take_written():
-            self.observers.on_checkpoint(info.step, info.model_path)
+            self.report.observers.on_checkpoint(info.step, info.model_path)
 
     def _lineage(self) -> dict[str, Any]:
         return {
@@ -345,36 +313,6 @@ class Trainer:
         self._check_same_data(restored)
         return restored
 
-    def _build_network(self, restored: TrainingState | None) -> None:
-        """Model, optimiser, schedule and average, with the checkpoint's weights."""
-        config, flags = self.config, self.flags
-        torch.manual_seed(flags.seed)
-        model = build_model(config.model_version, **config.model)
-        if restored is None:
-            with self.accelerator.local_main_process_first():  # one download per machine
-                init_backbone(model, flags.init)
-        else:
-            check_version(restored.model_config, config.model_version, where=restored.source)
-            report = load_weights(model, restored.model, where=restored.source, strict=flags.checkpoint_strict)
-            if not report.complete:
-                # Another model: it begins at step 0, with what the file lent it.
-                restored.step, restored.optimizer, restored.lr_scheduler, restored.ema = -1, None, None, None
-                restored.manifest, restored.counters, restored.ema_updates = {}, {}, 0
-        if flags.enable_gradient_checkpointing:
-            model.enable_gradient_checkpointing()
-        frozen = freeze(model, config.freeze)
-        if frozen and self.is_main:
-            logger.info("%d parameters are frozen", len(frozen))
-        self.token_range: tuple[int, int] = model.num_tokens_range
-        self.model_config = model.model_config
-        optimizer = build_optimizer(model, config.optimizer, fused=True)
-        self.scheduler = build_lr_scheduler(optimizer, config.lr_scheduler)
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        self.raw_model: MoGeModel = self.accelerator.unwrap_model(self.model)
-        self.ema = ExponentialMovingAverage(self.raw_model) if flags.enable_ema and self.is_main else None
-        if flags.compile:
-            self.model = torch.compile(self.model, dynamic=True)
-
     def _restore(self, state: TrainingState) -> None:
         """Continue where a checkpoint stopped; a plain model file only lends its weights."""
         if state.manifest:
@@ -382,14 +320,7 @@ class Trainer:
             self._tell_what_changed(state.manifest)
         elif state.source is not None:
             self.parent = parent_of(state.source)
-        if state.optimizer is not None:
-            self.optimizer.load_state_dict(state.optimizer)
-        if state.lr_scheduler is not None:
-            self.scheduler.load_state_dict(dict(state.lr_scheduler))
-        if state.scaler is not None and self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(dict(state.scaler))
-        if self.ema is not None and state.ema is not None:
-            self.ema.load(state.ema, state.ema_updates)
+        self.network.restore(state, self.accelerator)
         self.first_step = state.step + 1
         self.skips.total = int(state.counters.get("num_skipped", 0))
         self.skips.in_a_row = int(state.counters.get("skipped_in_a_row", 0))
@@ -474,71 +405,19 @@ class Trainer:
     # --- beginning and end ---
 
     def _begin(self) -> None:
-        self._logged_step, self._logged_at = self.first_step - 1, time.perf_counter()
         if self.is_main:
             write_json(self.workspace.config_path, self.config.raw)
-            parameters = {name: str(value) for name, value in asdict(self.flags).items()}
-            parameters |= {
-                "batch_size_total": str(self.global_batch),
-                "config_digest": self.config.digest(),
-                "mixed_precision": str(self.accelerator.mixed_precision),
-                "num_processes": str(self.accelerator.num_processes),
-            }
-            for dataset in self.datasets:
-                parameters[f"dataset.{dataset.name}.digest"] = dataset.digest
-                parameters[f"dataset.{dataset.name}.instances"] = str(dataset.num_instances)
-            self.observers.on_start(self.workspace.path, parameters)
-            self._report_running(self.first_step - 1)
-
-    def _end(self, state: Any, reason: str, step: int, *, resumable: bool) -> RunStatus:
-        status = RunStatus(state, reason, step, self.flags.num_iterations, resumable)
-        for failure in self.loader.failures:
-            logger.warning("skipped %s of %s: %s, %s", failure.instance, failure.dataset, failure.rule, failure.detail)
-        if self.is_main:
-            self.observers.on_end(status)
-        if self._is_first_to_tell(state):
-            try:
-                self.workspace.write_status(status)
-            except OSError as error:  # a full disk; the reason must not be hidden by that
-                logger.error("the ending (%s: %s) cannot be written: %s", state, reason, error)  # noqa: TRY400
-        return status
-
-    def _is_first_to_tell(self, state: str) -> bool:
-        """Any rank may say why the training failed; what the others see afterwards is that one of them is gone."""
-        if state != "failed":
-            return self.is_main
-        before = self.workspace.status()
-        return before is None or before.state != "failed"
-
-    def _cause_of(self, error: BaseException) -> BaseException:
-        """What to tell of an error: the loss of another process and of memory have names."""
-        if isinstance(error, torch.OutOfMemoryError):
-            fix = "Halve --batch_size_forward and double --gradient_accumulation_steps."
-            return TrainingError("training", "must fit into the device's memory", found=error, fix=fix)
-        from_peers = self.accelerator.num_processes > 1 and isinstance(error, RuntimeError)
-        if from_peers and not isinstance(error, MoGeError):
-            return TrainingError(
-                f"process {self.rank} of {self.accelerator.num_processes}",
-                "needs all other processes of the training",
-                found=str(error).splitlines()[0],
-                fix="Another one has died; its own message says why. `--checkpoint latest` goes on.",
-            )
-        return error
-
-    def _report_running(self, step: int) -> None:
-        self.workspace.write_status(RunStatus("running", "training", step, self.flags.num_iterations, resumable=True))
-
-    @contextlib.contextmanager
-    def _progress(self) -> Iterator[Any]:
-        """A bar for a terminal; a log file gets a line at each log step instead."""
-        with tqdm(
-            total=self.flags.num_iterations,
-            initial=self.first_step,
-            disable=None if self.is_main else True,
-            unit="step",
-            dynamic_ncols=True,
-        ) as progress:
-            yield progress
+        parameters = {name: str(value) for name, value in asdict(self.flags).items()}
+        parameters |= {
+            "batch_size_total": str(self.global_batch),
+            "config_digest": self.config.digest(),
+            "mixed_precision": str(self.accelerator.mixed_precision),
+            "num_processes": str(self.accelerator.num_processes),
+        }
+        for dataset in self.datasets:
+            parameters[f"dataset.{dataset.name}.digest"] = dataset.digest
+            parameters[f"dataset.{dataset.name}.instances"] = str(dataset.num_instances)
+        self.report.begin(parameters)
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
@@ -564,8 +443,8 @@ class Trainer:
             try:
                 if not self.pictures.has_truth:
                     self.pictures.take_truth(self._vis_batches())
-                folder = self.pictures.draw(self.raw_model, step, self.token_range[0] if low else None)
-                self.observers.on_pictures(step, folder)
+                folder = self.pictures.draw(self.network.raw_model, step, self.network.token_range[0] if low else None)
+                self.report.observers.on_pictures(step, folder)
             except (MoGeError, OSError, RuntimeError) as error:  # a training of days must not end over a picture
                 logger.warning("no pictures of step %d: %s", step, error)
         self.accelerator.wait_for_everyone()

@@ -1,0 +1,122 @@
+"""What is trained: the model with its optimiser, schedule and average, as one thing that can be saved and restored."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from moge_core.models import MoGeModel, build_model, check_version, init_backbone, load_weights
+from moge_core.training.checkpoints import TrainingState
+from moge_core.training.config import TrainConfig
+from moge_core.training.flags import TrainFlags
+from moge_core.training.optimization import (
+    ExponentialMovingAverage,
+    build_lr_scheduler,
+    build_optimizer,
+    freeze,
+    step_lr_scheduler,
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Network:
+    """A model and all that moves its weights.
+
+    Attributes:
+        model: what is called: wrapped for several processes, compiled.
+        raw_model: the model itself.
+        optimizer: of the trainable parameters.
+        scheduler: stepped once an optimiser step.
+        ema: the moving average, on rank 0 only.
+        model_config: rebuilds the model.
+        token_range: resolutions that the model is trained at.
+    """
+
+    model: Any
+    raw_model: MoGeModel
+    optimizer: Any
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    ema: ExponentialMovingAverage | None
+    model_config: Mapping[str, Any]
+    token_range: tuple[int, int]
+
+    def step_done(self) -> None:
+        """Schedule and average after an optimiser step, made or skipped: both stay in phase."""
+        step_lr_scheduler(self.scheduler)
+        if self.ema is not None:
+            self.ema.update(self.raw_model)
+
+    def state(self, step: int, accelerator: Accelerator, counters: dict[str, Any]) -> TrainingState:
+        """All of it, by reference."""
+        scaler = accelerator.scaler
+        return TrainingState(
+            step=step,
+            model_config=self.model_config,
+            model=self.raw_model.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+            lr_scheduler=self.scheduler.state_dict(),
+            scaler=scaler.state_dict() if scaler is not None else None,
+            ema=self.ema.weights if self.ema else None,
+            ema_updates=self.ema.num_updates if self.ema else 0,
+            counters=counters,
+        )
+
+    def restore(self, state: TrainingState, accelerator: Accelerator) -> None:
+        """Go on where a checkpoint stopped; the weights are loaded already."""
+        if state.optimizer is not None:
+            self.optimizer.load_state_dict(state.optimizer)
+        if state.lr_scheduler is not None:
+            self.scheduler.load_state_dict(dict(state.lr_scheduler))
+        if state.scaler is not None and accelerator.scaler is not None:
+            accelerator.scaler.load_state_dict(dict(state.scaler))
+        if self.ema is not None and state.ema is not None:
+            self.ema.load(state.ema, state.ema_updates)
+
+
+def build_network(
+    config: TrainConfig, flags: TrainFlags, accelerator: Accelerator, restored: TrainingState | None
+) -> Network:
+    """A new network, or that of a checkpoint.
+
+    `restored` becomes a mere lender of weights, to begin at step 0 with, where not all of them fit.
+
+    Raises:
+        CheckpointError: the checkpoint is of another version or model.
+        ConfigError: optimiser, schedule or `freeze` do not suit the model.
+    """
+    torch.manual_seed(flags.seed)
+    model = build_model(config.model_version, **config.model)
+    if restored is None:
+        with accelerator.local_main_process_first():  # one download per machine
+            init_backbone(model, flags.init)
+    else:
+        check_version(restored.model_config, config.model_version, where=restored.source)
+        report = load_weights(model, restored.model, where=restored.source, strict=flags.checkpoint_strict)
+        if not report.complete:
+            restored.step, restored.optimizer, restored.lr_scheduler, restored.scaler = -1, None, None, None
+            restored.ema, restored.ema_updates, restored.manifest, restored.counters = None, 0, {}, {}
+    if flags.enable_gradient_checkpointing:
+        model.enable_gradient_checkpointing()
+    frozen = freeze(model, config.freeze)
+    if frozen:
+        logger.info("%d parameters are frozen", len(frozen))
+    optimizer = build_optimizer(model, config.optimizer, fused=True)
+    scheduler = build_lr_scheduler(optimizer, config.lr_scheduler)
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    raw_model: MoGeModel = accelerator.unwrap_model(wrapped)
+    return Network(
+        model=torch.compile(wrapped, dynamic=True) if flags.compile else wrapped,
+        raw_model=raw_model,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        ema=ExponentialMovingAverage(raw_model) if flags.enable_ema and accelerator.is_main_process else None,
+        model_config=model.model_config,
+        token_range=model.num_tokens_range,
+    )
