@@ -8,6 +8,7 @@
     moge preview-batches CONFIG -o FILE.png   what a training sees, as a picture
     moge profile-loader CONFIG                how fast its data loads here, and what would help
     moge train --config FILE ...              one process; `accelerate launch -m moge_core.training` for several
+    moge preflight CONFIG                     can the model fit eight of its instances?
     moge replay-metrics WORKSPACE             send to MLflow what it missed of a training
     moge infer -i PHOTOS -o OUT --model FILE  geometry of photos with a trained model
     moge evaluate CHECKPOINT --data DATASET   point scores on a held-out dataset
@@ -77,6 +78,7 @@ for command in (
     loading.preview_batches_command,
     loading.profile_loader_command,
     models.train_command,
+    models.preflight_command,
     models.replay_metrics_command,
     models.infer_command,
     models.evaluate_command,

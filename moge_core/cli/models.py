@@ -21,6 +21,48 @@ def train_command(flags: tuple[str, ...]) -> None:
     sys.exit(train(flags))
 
 
+@click.command("preflight")
+@click.argument("config_path", metavar="CONFIG", type=click.Path(path_type=Path))
+@click.option("--checkpoint", help="Checkpoint file to start from. Default: a finetuning's base, else a new model.")
+@click.option("--init", default="random", show_default=True, help="Backbone of a new model: random, hub, a file.")
+@click.option("--instances", "num_instances", type=click.IntRange(1), default=8, show_default=True)
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), default=3.0, show_default=True, help="At most.")
+@click.option("--steps", "max_steps", type=click.IntRange(20), default=200, show_default=True, help="At most.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@verbose
+def preflight_command(
+    config_path: Path, checkpoint: str | None, init: str, num_instances: int, minutes: float, max_steps: int, seed: int
+) -> None:
+    """Overfit a few instances of CONFIG, a training or finetuning configuration, before days are spent on it.
+
+    Exits with 1 and says why when the loss does not fall or weights do not move.
+    """
+    from moge_core.training.config import load_any_config
+    from moge_core.training.overfit import preflight
+
+    config, base = load_any_config(config_path)
+    with progress_bar("Fitting") as progress:
+        result = preflight(
+            config,
+            checkpoint=checkpoint or base,
+            init=init,
+            num_instances=num_instances,
+            max_steps=max_steps,
+            max_seconds=60 * minutes,
+            seed=seed,
+            progress=progress,
+        )
+    for instance in result.instances:
+        click.echo(f"fitted {instance}")
+    first, last = result.losses[0], result.losses[-1]
+    click.echo(f"loss {first:.4g} -> {last:.4g} in {len(result.losses)} steps, {result.seconds:.0f} s")
+    for problem in result.problems:
+        click.echo(f"problem: {problem}", err=True)
+    if result.problems:
+        sys.exit(EXIT_FINDINGS)
+    click.echo("The model learns from these instances.")
+
+
 @click.command("replay-metrics")
 @click.argument("workspace", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--tracking-uri", help="MLflow store. Default: the one that the training logged to.")

@@ -302,6 +302,20 @@ def load_finetune_config(path: str | Path) -> FinetuneConfig:
     return config
 
 
+def load_any_config(path: str | Path) -> tuple[TrainConfig, str | None]:
+    """A training configuration, or what a finetuning configuration makes of one and the checkpoint file it starts from.
+
+    The base of a finetuning that is another asset is no file yet: None.
+
+    Raises:
+        ConfigError: as the other two.
+    """
+    if "base" not in load_json(path):
+        return load_train_config(path), None
+    finetune = load_finetune_config(path)
+    return finetune.train_config(), None if finetune.base_asset else finetune.base
+
+
 def parse_train_config(values: Mapping[str, Any], source: Path, where: object) -> TrainConfig:
     """Check the contents of a training configuration; `where` names it in errors.
 
