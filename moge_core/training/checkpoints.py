@@ -7,6 +7,7 @@ they cannot hold stands in the manifest beside them.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import time
@@ -96,7 +97,8 @@ def save_checkpoint(workspace: Workspace, state: TrainingState, lineage: Mapping
         sync_folder(folder)
     except (OSError, RuntimeError) as error:  # torch.save turns some failures of the disk into the latter
         for file_name in contents:  # a part of a checkpoint is of no use, and its room is needed
-            (folder / file_name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                (folder / file_name).unlink(missing_ok=True)
         raise WorkspaceError(
             folder,
             "must be writable to save a checkpoint",

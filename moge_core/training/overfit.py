@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -99,7 +99,7 @@ def preflight(
         for batch in batches:
             objective = compute_objective(model(batch["image"], _NUM_TOKENS), batch, config.loss, seed)
             objective.total.backward()  # type: ignore[no-untyped-call]
-            total, valid = total + float(objective.total), valid + int(objective.num_valid)
+            total, valid = total + float(objective.total.detach()), valid + int(objective.num_valid)
         gradients = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
         unreached -= {name for name in unreached & gradients.keys() if bool(gradients[name].any())}
         torch._foreach_div_(list(gradients.values()), max(valid, 1))
@@ -113,9 +113,7 @@ def preflight(
             progress(len(losses), max_steps)
     unmoved = [name for name, value in model.named_parameters() if name in before and torch.equal(value, before[name])]
     result = Preflight(tuple(instances), tuple(losses), time.monotonic() - start, ())
-    return Preflight(
-        result.instances, result.losses, result.seconds, tuple(_problems(result, unmoved, unreached, valid))
-    )
+    return replace(result, problems=tuple(_problems(result, unmoved, unreached, valid)))
 
 
 def _model(config: TrainConfig, checkpoint: str | None, init: str, seed: int) -> Any:
@@ -147,9 +145,9 @@ def _fixed_batches(config: TrainConfig, num_instances: int, seed: int, device: t
         stream = on_device(loader, device)
         for _ in range(20 * num_instances):
             batch = next(stream)
-            key = batch["info"][0]["dataset"], batch["info"][0]["instance"]
-            if key not in seen:
-                seen.add(key)
+            drawn = batch["info"][0]["dataset"], batch["info"][0]["instance"]
+            if drawn not in seen:
+                seen.add(drawn)
                 batches.append(batch)
             if len(batches) == num_instances:
                 break
@@ -168,8 +166,8 @@ def _problems(result: Preflight, unmoved: list[str], unreached: set[str], valid:
         return ["none of the instances has a finite depth and a loss: look at them with `moge preview-batches`"]
     if not math.isfinite(result.losses[-1]):
         return [
-            f"the loss of step {len(result.losses) - 1} is {result.losses[-1]}: depth of an absurd range, or a learning "
-            "rate that is too high; look at the data with `moge validate`"
+            f"the loss of step {len(result.losses) - 1} is {result.losses[-1]}: depth of an absurd range, or a "
+            "learning rate that is too high; look at the data with `moge validate`"
         ]
     problems = []
     if result.fall < LEAST_FALL:
