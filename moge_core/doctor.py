@@ -1,10 +1,11 @@
-"""What a machine needs, checked: Python, packages, system libraries, torch and its devices, disk."""
+"""What a machine needs, checked: Python, packages, system libraries, torch and its devices, disk, limits, MLflow."""
 
 from __future__ import annotations
 
 import ctypes
 import importlib
 import importlib.metadata
+import resource
 import shutil
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 DISTRIBUTION = "moge-pipeline"
 _GIB = 1 << 30
 _LEAST_FREE_GIB = 10
+_LEAST_OPEN_FILES, _LEAST_PROCESSES = 4096, 2048
 
 # What opencv-python's wheel links to and minimal systems leave out: library, Debian package.
 _SYSTEM_LIBRARIES = (
@@ -49,7 +51,15 @@ def check_machine(folder: str | Path = ".") -> list[Check]:
     Args:
         folder: the disk to look at is the one that this folder is on.
     """
-    return [*_python(), *_packages(), *_system_libraries(), *_torch(), *_disk(Path(folder))]
+    return [
+        *_python(),
+        *_packages(),
+        *_system_libraries(),
+        *_torch(),
+        *_disk(Path(folder)),
+        *_limits(),
+        *_mlflow(),
+    ]
 
 
 def _python() -> Iterator[Check]:
@@ -123,6 +133,44 @@ def _torch() -> Iterator[Check]:
     for i in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(i)
         yield Check(f"GPU {i}", True, f"{device.name}, {device.total_memory / _GIB:.0f} GiB")
+
+
+def _limits() -> Iterator[Check]:
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield Check(
+        "open files",
+        files >= _LEAST_OPEN_FILES,
+        f"{files} at once",
+        f"ulimit -n {_LEAST_OPEN_FILES}: loader workers, ranks and MLflow each hold some.",
+        needed=False,
+    )
+    processes, _ = resource.getrlimit(resource.RLIMIT_NPROC)
+    unlimited = processes == resource.RLIM_INFINITY
+    yield Check(
+        "processes",
+        unlimited or processes >= _LEAST_PROCESSES,
+        "unlimited" if unlimited else f"{processes}",
+        f"ulimit -u {_LEAST_PROCESSES}: every rank starts loader workers.",
+        needed=False,
+    )
+
+
+def _mlflow() -> Iterator[Check]:
+    from moge_core.training.mlflow_tracking import tracking_uri
+
+    uri = tracking_uri()
+    if not uri.startswith(("http://", "https://")):
+        yield Check("MLflow", True, f"logs go to {uri}", needed=False)
+        return
+    import urllib.error
+    import urllib.request
+
+    try:
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5):  # noqa: S310  # the scheme was looked at
+            yield Check("MLflow", True, f"{uri} answers", needed=False)
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        fix = "Start it, or unset MLFLOW_TRACKING_URI; trainings go on without it and `moge replay-metrics` catches up."
+        yield Check("MLflow", False, f"{uri} does not answer: {error}", fix, needed=False)
 
 
 def _disk(folder: Path) -> Iterator[Check]:

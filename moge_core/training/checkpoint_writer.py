@@ -32,6 +32,7 @@ class CheckpointWriter:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="moge-checkpoint")
         self._pending: Future[CheckpointInfo] | None = None
         self._written: list[CheckpointInfo] = []
+        self._copies: dict[str, Any] = {}
 
     def save(self, state: TrainingState, lineage: Mapping[str, Any], best: Mapping[str, Any] | None = None) -> None:
         """Copy `state` and have it written.
@@ -45,8 +46,11 @@ class CheckpointWriter:
             WorkspaceError: the checkpoint before could not be written.
         """
         self.wait()
-        copies = {field.name: host_copy(getattr(state, field.name)) for field in fields(state)}
-        self._pending = self._executor.submit(self._write, replace(state, **copies), dict(lineage), best)
+        # Into the memory of the last copy, which nobody reads any more: new memory costs as much as the copying.
+        self._copies = {
+            field.name: host_copy(getattr(state, field.name), self._copies.get(field.name)) for field in fields(state)
+        }
+        self._pending = self._executor.submit(self._write, replace(state, **self._copies), dict(lineage), best)
 
     def wait(self) -> None:
         """Wait for the checkpoint that is being written.
@@ -85,12 +89,21 @@ class CheckpointWriter:
         return info
 
 
-def host_copy(value: Any) -> Any:
-    """A copy, with all tensors in the host's memory, that the training cannot change any more."""
+def host_copy(value: Any, into: Any = None) -> Any:
+    """A copy, with all tensors in the host's memory, that the training cannot change any more.
+
+    Args:
+        value: tensors in dictionaries and lists, among other values.
+        into: an earlier copy of the like, whose memory is used again.
+    """
     if isinstance(value, torch.Tensor):
+        if isinstance(into, torch.Tensor) and into.shape == value.shape and into.dtype == value.dtype:
+            return into.copy_(value.detach())
         return value.detach().to("cpu", copy=True)
     if isinstance(value, Mapping):
-        return {key: host_copy(item) for key, item in value.items()}
+        before = into if isinstance(into, Mapping) else {}
+        return {key: host_copy(item, before.get(key)) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(host_copy(item) for item in value)
+        earlier = into if isinstance(into, list | tuple) and len(into) == len(value) else [None] * len(value)
+        return type(value)(host_copy(item, old) for item, old in zip(value, earlier, strict=True))
     return value

@@ -298,6 +298,44 @@ def test_the_finetuning_of_a_published_model_explains_its_missing_file(capsys: p
     assert flags.batch_size_forward * flags.gradient_accumulation_steps >= 32
 
 
+def test_a_base_that_is_missing_is_named_with_the_place_looked_at(
+    tiny_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(tiny_config(), tmp_path / "w", "--checkpoint", "pretrained/moge-vitl.pt")) == ExitCode.REFUSED
+    assert "pretrained/moge-vitl.pt" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_vitl_in_the_published_form_is_finetuned_as_the_recipe_says(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights are filled by rule; views are small, so that a step takes seconds."""
+    recipe = load_finetune_config("configs/finetune/v1.json").train_config()
+    values = json.loads(json.dumps(recipe.raw))
+    torch.manual_seed(0)
+    model = build_model("v1", **values["model"])
+    base = tmp_path / "moge-vitl.pt"
+    torch.save({"model_config": model.model_config, "model": model.state_dict()}, base)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    del model
+    values["data"] = json.loads(tiny_config().read_text())["data"]
+    values["model"]["num_tokens_range"] = [12, 20]
+    values.pop("run")
+    config = tmp_path / "vitl.json"
+    config.write_text(json.dumps(values))
+    flags = ["--checkpoint", str(base), "--num_iterations", "2", "--save_every", "100", "--batch_size_forward", "1"]
+    assert main(arguments(config, tmp_path / "w", *flags, "--enable_ema", "False")) == 0
+    after = torch.load(tmp_path / "w" / "checkpoint" / "00000001.pt", weights_only=True)["model"]
+    assert after.keys() == before.keys()
+    head = [name for name in before if "backbone" not in name and not torch.equal(before[name], after[name])]
+    changes = {name: (after[name] - before[name]).abs().max() for name in head if before[name].ndim > 1}
+    assert changes and max(changes.values()) <= 2.1e-5, "two steps of at most the learning rate"
+    # The backbone waits: its rate begins at 0.
+    assert all(torch.equal(before[name], after[name]) for name in before if "backbone.blocks" in name)
+    assert Workspace(tmp_path / "w").checkpoint_at(1).manifest["parent"]["path"] == str(base)
+
+
 def test_sparse_depth_reaches_preflight_too(
     tiny_config: Config, tmp_path: Path, scenes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
