@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 
 from moge_core.models import MoGeModel, build_model, check_version, init_backbone, load_weights
 from moge_core.training.checkpoints import TrainingState
@@ -20,6 +22,15 @@ from moge_core.training.optimization import (
     build_optimizer,
     freeze,
     step_lr_scheduler,
+)
+from moge_core.training.sharding import (
+    deal_optimizer,
+    deal_weights,
+    gather_model,
+    gather_optimizer,
+    gather_weights,
+    local,
+    put_local,
 )
 
 logger = logging.getLogger(__name__)
@@ -34,9 +45,10 @@ class Network:
         raw_model: the model itself.
         optimizer: of the trainable parameters.
         scheduler: stepped once an optimiser step.
-        ema: the moving average, on rank 0 only.
+        ema: the moving average, on rank 0 only, or each rank's part of it.
         model_config: rebuilds the model.
         token_range: resolutions that the model is trained at.
+        sharded: whether weights are spread over the ranks; all ranks then take part in what rank 0 else does alone.
     """
 
     model: Any
@@ -46,6 +58,7 @@ class Network:
     ema: ExponentialMovingAverage | None
     model_config: Mapping[str, Any]
     token_range: tuple[int, int]
+    sharded: bool = False
 
     def step_done(self) -> None:
         """Schedule and average after an optimiser step, made or skipped: both stay in phase."""
@@ -54,30 +67,56 @@ class Network:
             self.ema.update(self.raw_model)
 
     def state(self, step: int, accelerator: Accelerator, counters: dict[str, Any]) -> TrainingState:
-        """All of it, by reference."""
+        """All of it, by reference where it is not gathered from the ranks."""
         scaler = accelerator.scaler
+        ema: Mapping[str, Any] | None = self.ema.weights if self.ema else None
+        if self.sharded:
+            model, optimizer = gather_model(self.raw_model), gather_optimizer(self.raw_model, self._own_optimizer)
+            ema = gather_weights(self.raw_model, self.ema.weights) if self.ema else None
+        else:
+            model, optimizer = self.raw_model.state_dict(), self.optimizer.state_dict()
         return TrainingState(
             step=step,
             model_config=self.model_config,
-            model=self.raw_model.state_dict(),
-            optimizer=self.optimizer.state_dict(),
+            model=model,
+            optimizer=optimizer,
             lr_scheduler=self.scheduler.state_dict(),
             scaler=scaler.state_dict() if scaler is not None else None,
-            ema=self.ema.weights if self.ema else None,
+            ema=ema,
             ema_updates=self.ema.num_updates if self.ema else 0,
             counters=counters,
         )
 
     def restore(self, state: TrainingState, accelerator: Accelerator) -> None:
         """Go on where a checkpoint stopped; the weights are loaded already."""
-        if state.optimizer is not None:
+        if state.optimizer is not None and self.sharded:
+            deal_optimizer(self.raw_model, self._own_optimizer, state.optimizer)
+        elif state.optimizer is not None:
             self.optimizer.load_state_dict(state.optimizer)
         if state.lr_scheduler is not None:
             self.scheduler.load_state_dict(dict(state.lr_scheduler))
         if state.scaler is not None and accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(dict(state.scaler))
         if self.ema is not None and state.ema is not None:
-            self.ema.load(state.ema, state.ema_updates)
+            average = deal_weights(self.raw_model, state.ema) if self.sharded else state.ema
+            self.ema.load(average, state.ema_updates)
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The model has the average's weights within the block, and its own after it, to the bit."""
+        assert self.ema is not None
+        own = {name: local(value).clone() for name, value in self.raw_model.state_dict().items()}
+        try:
+            put_local(self.raw_model, self.ema.weights)
+            yield
+        finally:
+            put_local(self.raw_model, own)
+
+    @property
+    def _own_optimizer(self) -> torch.optim.Optimizer:
+        """The optimiser without accelerate around it."""
+        inner: torch.optim.Optimizer = self.optimizer.optimizer
+        return inner
 
 
 def build_network(
@@ -111,12 +150,15 @@ def build_network(
     scheduler = build_lr_scheduler(optimizer, config.lr_scheduler)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     raw_model: MoGeModel = accelerator.unwrap_model(wrapped)
+    sharded = accelerator.distributed_type == DistributedType.FSDP
+    has_average = flags.enable_ema and (sharded or accelerator.is_main_process)
     return Network(
         model=torch.compile(wrapped, dynamic=True) if flags.compile else wrapped,
         raw_model=raw_model,
         optimizer=optimizer,
         scheduler=scheduler,
-        ema=ExponentialMovingAverage(raw_model) if flags.enable_ema and accelerator.is_main_process else None,
+        ema=ExponentialMovingAverage(raw_model) if has_average else None,
         model_config=model.model_config,
         token_range=model.num_tokens_range,
+        sharded=sharded,
     )

@@ -14,6 +14,7 @@ from moge_core.configuration import parse_as
 from moge_core.errors import ConfigError
 from moge_core.training.config import OptimizerConfig, SchedulerConfig
 from moge_core.training.expressions import compile_expression
+from moge_core.training.sharding import local
 from moge_core.training.torch_names import LAMBDA_SCHEDULERS, NESTED_SCHEDULERS
 
 FUSED = frozenset({"Adam", "AdamW", "SGD"})
@@ -136,18 +137,19 @@ def step_lr_scheduler(scheduler: torch.optim.lr_scheduler.LRScheduler) -> None:
 class ExponentialMovingAverage:
     """Moving average of a model's weights: the first update copies, later ones keep `decay` of what was there.
 
-    `num_updates` is part of the state: without it a resumed average would begin anew.
+    `num_updates` is part of the state: without it a resumed average would begin anew. Of weights that are spread over
+    ranks each rank keeps its part.
     """
 
     def __init__(self, model: nn.Module, decay: float = 0.999) -> None:
         self.decay = decay
         self.num_updates = 0
-        self.weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        self.weights = {name: local(value).detach().clone() for name, value in model.state_dict().items()}
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Take in the model's current weights; buffers are copied."""
-        current = model.state_dict()
+        current = {name: local(value) for name, value in model.state_dict().items()}
         averaged = [] if self.num_updates == 0 else [name for name, _ in model.named_parameters()]
         if averaged:
             torch._foreach_lerp_(

@@ -34,7 +34,7 @@ from moge_core.training.pictures import PredictionPictures
 from moge_core.training.preflight import DatasetIdentity
 from moge_core.training.reporting import Report
 from moge_core.training.tracking import MetricsFile, Observer
-from moge_core.training.validation import score_average, score_held_out, split_datasets
+from moge_core.training.validation import score_held_out, split_datasets
 from moge_core.training.workspace import RunStatus, Workspace, write_json
 
 logger = logging.getLogger(__name__)
@@ -249,11 +249,13 @@ class Trainer:
     def _evaluate(self, step: int) -> dict[str, float]:
         """Scores of the held-out instances, of the model and its average; rank 0 finds them and all ranks know them."""
         scores: dict[str, float] = {}
-        if self.is_main:
+        if self.is_main or self.network.sharded:
             num_tokens = sum(self.network.token_range) // 2
             scores = score_held_out(self.network.raw_model, self.held_out, num_tokens)
             if self.network.ema is not None:
-                scores |= score_average(self.network.raw_model, self.network.ema.weights, self.held_out, num_tokens)
+                with self.network.averaged():
+                    scores |= score_held_out(self.network.raw_model, self.held_out, num_tokens, prefix="eval_ema")
+        if self.is_main:
             logger.info("step %d: %s", step, ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
         (known,) = broadcast_object_list([scores])
         return dict(known)
@@ -273,7 +275,7 @@ class Trainer:
         """Copy the state and leave the writing to the writer; with `best_scores` it is the best so far."""
         with self.clock.stage("save"):
             metric_sums, num_failures = self.metrics.state(self.accelerator), self._num_failures()
-            if self.is_main:
+            if self.is_main or self.network.sharded:
                 counters = {
                     "num_skipped": self.skips.total,
                     "skipped_in_a_row": self.skips.in_a_row,
@@ -282,6 +284,7 @@ class Trainer:
                     "best_score": self.best_score if math.isfinite(self.best_score) else None,
                 }
                 state = self.network.state(step, self.accelerator, counters)
+            if self.is_main:
                 best = {"metric": self._best_metric, "value": self.best_score, "scores": dict(best_scores or {})}
                 self.writer.save(state, self._lineage(), best if best_scores else None)
 
@@ -438,6 +441,8 @@ class Trainer:
     # --- pictures ---
 
     def _draw(self, step: int) -> None:
+        if self.network.sharded:
+            return  # one rank alone cannot predict
         if self.is_main and self.pictures is not None:
             low = step <= self.config.low_resolution_training_steps
             try:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from moge_core.datasets import read_index
 from moge_core.errors import MoGeError
@@ -107,18 +106,6 @@ def _scores(model: MoGeModel, each: HeldOut, num_tokens: int) -> list[dict[str, 
         except (MoGeError, OSError) as error:  # a training of days must not end over a broken held-out instance
             logger.warning("not scored: %s/%s: %s", each.name, instance, error)
     return found
-
-
-def score_average(
-    model: MoGeModel, weights: Mapping[str, torch.Tensor], held_out: Sequence[HeldOut], num_tokens: int
-) -> dict[str, float]:
-    """`score_held_out` of other weights, `eval_ema.*`; the model gets its own back, to the bit."""
-    own = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    try:
-        model.load_state_dict(dict(weights))
-        return score_held_out(model, held_out, num_tokens, prefix="eval_ema")
-    finally:
-        model.load_state_dict(own)
 
 
 def _place(dataset: str, instance: str) -> float:

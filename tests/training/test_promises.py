@@ -477,3 +477,54 @@ def test_four_processes_train_like_one(tiny_config: Config, tmp_path: Path) -> N
     one, four = (tensors_of(tmp_path / name / "checkpoint" / "00000001.pt") for name in ("one", "four"))
     for key in one:
         torch.testing.assert_close(one[key], four[key], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_sharded_weights_train_save_and_resume_like_whole_ones(tiny_config: Config, tmp_path: Path) -> None:
+    """FSDP on two CPU processes; a checkpoint goes from whole to sharded and back."""
+    config = tiny_config(lr_scheduler={"params": {"lr_lambda": ["1.0", "1.0"]}})
+    repository = Path(__file__).resolve().parents[2]
+    file = tmp_path / "fsdp.yaml"
+    settings = (repository / "configs" / "accelerate" / "fsdp.yaml").read_text()
+    replacements = {"num_processes: 8": "num_processes: 2", "bf16": "'no'", "1000000": "20000"}
+    for old, new in replacements.items():
+        assert old in settings
+        settings = settings.replace(old, new)
+    file.write_text(settings)
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file), "-m"]
+
+    def run(workspace: Path, end: int, *, sharded: bool) -> None:
+        flags = ["--num_iterations", str(end), "--checkpoint", "latest", "--save_every", "100"]
+        flags += ["--eval_every", "2", "--eval_fraction", "0.3"]
+        if sharded:
+            command = [*launch, "moge_core.training", *arguments(config, workspace, *flags)]
+            subprocess.run(
+                [*command, "--batch_size_forward", "2"], check=True, timeout=240, env={**os.environ, **NO_THREADS}
+            )
+        else:
+            assert main(arguments(config, workspace, *flags, "--batch_size_forward", "4")) == 0
+
+    run(tmp_path / "whole", 6, sharded=False)
+    run(tmp_path / "mixed", 2, sharded=False)
+    run(tmp_path / "mixed", 4, sharded=True)
+    run(tmp_path / "mixed", 6, sharded=False)
+    for name in ("00000005.pt", "00000005_ema.pt"):
+        whole, mixed = (tensors_of(tmp_path / run / "checkpoint" / name) for run in ("whole", "mixed"))
+        assert whole.keys() == mixed.keys()
+        for key in whole:
+            torch.testing.assert_close(whole[key], mixed[key], rtol=2e-2, atol=2e-3)
+    states = [
+        torch.load(tmp_path / "mixed" / "checkpoint" / f"{s:08d}_optimizer.pt", weights_only=True) for s in (1, 3)
+    ]
+    assert states[0]["optimizer"]["state"].keys() == states[1]["optimizer"]["state"].keys()
+    groups = [[len(group["params"]) for group in state["optimizer"]["param_groups"]] for state in states]
+    assert groups[0] == groups[1]
+    for number, before in states[0]["optimizer"]["state"].items():
+        after = states[1]["optimizer"]["state"][number]
+        assert after["exp_avg"].shape == before["exp_avg"].shape and after["step"] == before["step"] + 2
+    lines = [json.loads(line) for line in (tmp_path / "mixed" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 1, 2, 3, 4, 5]
+    reference = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    for ours, theirs in zip(lines, reference, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-2)
