@@ -106,7 +106,7 @@ class RunFlags(StrictModel):
         None, description="Steps in a row whose losses or gradients may be non-finite (default 20)."
     )
     compile: bool | None = Field(
-        None, description="Compile the network with torch.compile: slow start, faster steps (default false)."
+        None, description="Compile the backbone's blocks with torch.compile: slow start, faster steps (default false)."
     )
     log_every: Annotated[int, Field(ge=1)] | None = Field(None, description="Steps between log lines (default 1000).")
     vis_every: Annotated[int, Field(ge=0)] | None = Field(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -146,6 +147,8 @@ def build_network(
     frozen = freeze(model, config.freeze)
     if frozen:
         logger.info("%d parameters are frozen", len(frozen))
+    if flags.compile:
+        compile_blocks(model)
     optimizer = build_optimizer(model, config.optimizer, fused=True)
     scheduler = build_lr_scheduler(optimizer, config.lr_scheduler)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
@@ -153,7 +156,7 @@ def build_network(
     sharded = accelerator.distributed_type == DistributedType.FSDP
     has_average = flags.enable_ema and (sharded or accelerator.is_main_process)
     return Network(
-        model=torch.compile(wrapped, dynamic=True) if flags.compile else wrapped,
+        model=wrapped,
         raw_model=raw_model,
         optimizer=optimizer,
         scheduler=scheduler,
@@ -162,3 +165,13 @@ def build_network(
         token_range=model.num_tokens_range,
         sharded=sharded,
     )
+
+
+def compile_blocks(model: MoGeModel) -> None:
+    """Compile the backbone's blocks, where most of the time goes, once for any number of tokens.
+
+    The heads see maps of every size that the loader draws; compiling them for each would take longer than it saves.
+    """
+    for name, module in model.named_modules():
+        if re.search(r"backbone\.blocks\.\d+$", name):
+            module.compile(dynamic=True)

@@ -77,6 +77,9 @@ class Trainer:
         self.stop_requested = False
 
         restored = self._load_checkpoint()
+        self.split = (
+            split_datasets(config.data, flags.eval_fraction, flags.eval_instances) if flags.eval_every else None
+        )
         self.network = build_network(config, flags, self.accelerator, restored)
         self.metrics = MetricSums(config.loss, config.data, self.device)
         self.skips = SkippedSteps(self.workspace.path / "bad_batches", flags.max_skipped, self.rank)
@@ -87,6 +90,7 @@ class Trainer:
         self.parent: dict[str, Any] | None = None
         if restored is not None:
             self._restore(restored)
+        self.saved_step = self.first_step - 1
         # Before anything is moved out of the way, so that data that cannot be loaded leaves all as it was.
         self._open_data()
         self._set_aside_what_is_abandoned()
@@ -112,7 +116,6 @@ class Trainer:
             MoGeError: a checkpoint cannot be written, too many instances are broken, or another process died.
         """
         last = self.flags.num_iterations - 1
-        step = saved = self.first_step - 1
         self._begin()
         try:
             with self._signals(), _collecting_garbage_on_schedule(), self.report.progress() as progress, self.loader:
@@ -127,7 +130,6 @@ class Trainer:
                     is_best = self._is_best(scores)
                     if step % self.flags.save_every == 0 or step == last or stop or is_best:
                         self.save(step, scores if is_best else None)
-                        saved = step
                     if self.pictures and (self._is_due(step, self.flags.vis_every) or step == last):
                         self._draw(step)
                     self._tell_of_checkpoints()
@@ -142,11 +144,15 @@ class Trainer:
             reason = f"reached {self.flags.num_iterations} iterations"
             return self.report.end("finished", reason, last, self.loader, resumable=False)
         except BaseException as error:
-            with contextlib.suppress(MoGeError):  # the first error is the one to tell
+            try:
                 self._finish_saving()
+            except MoGeError as second:  # the first error is the one to tell
+                logger.warning("%s", second)
             cause = self.report.cause_of(error)
             resumable = not isinstance(cause, ConfigError | NonFiniteError)
-            self.report.end("failed", f"{type(cause).__name__}: {cause}", saved, self.loader, resumable=resumable)
+            self.report.end(
+                "failed", f"{type(cause).__name__}: {cause}", self.saved_step, self.loader, resumable=resumable
+            )
             if cause is not error:
                 raise cause from error
             raise
@@ -294,6 +300,7 @@ class Trainer:
 
     def _tell_of_checkpoints(self) -> None:
         for info in self.writer.take_written():
+            self.saved_step = info.step
             self.report.observers.on_checkpoint(info.step, info.model_path)
 
     def _lineage(self) -> dict[str, Any]:
@@ -303,6 +310,7 @@ class Trainer:
             "parent": self.parent,
             "batch_size_total": self.global_batch,
             "seed": self.flags.seed,
+            "held_out": self.split.digest() if self.split else None,
         }
 
     # --- building ---
@@ -341,10 +349,8 @@ class Trainer:
             )
 
     def _open_data(self) -> None:
-        flags, split = self.flags, None
-        if flags.eval_every:
-            split = split_datasets(self.config.data, flags.eval_fraction, flags.eval_instances)
-        self.held_out = split.held_out if split else []
+        flags = self.flags
+        self.held_out = self.split.held_out if self.split else []
         self.loader = TrainLoader(
             self.config.data,
             flags.batch_size_forward,
@@ -354,7 +360,7 @@ class Trainer:
             world_size=self.accelerator.num_processes,
             num_workers="auto" if flags.num_workers is None else flags.num_workers,
             normals_for=labels_with_normals(self.config.loss),
-            instances=split.train if split else None,
+            instances=self.split.train if self.split else None,
             max_failure_share=flags.max_failure_share,
             failures_path=self.workspace.failures_path(self.rank),
         )
@@ -373,8 +379,9 @@ class Trainer:
 
     def _tell_what_changed(self, manifest: Mapping[str, Any]) -> None:
         """Warn of changes under which a resumed run no longer is the run that was interrupted."""
-        now = {"config_digest": self.config.digest(), "batch_size_total": self.global_batch, "seed": self.flags.seed}
-        for key, value in now.items():
+        now = self._lineage()
+        for key in ("config_digest", "batch_size_total", "seed", "held_out"):
+            value = now[key]
             if self.is_main and manifest.get(key, value) != value:
                 logger.warning(
                     "resumed with another %s (%s, was %s): data and results differ from an uninterrupted run",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,6 +38,10 @@ class Split:
 
     train: dict[str, list[str]]
     held_out: list[HeldOut]
+
+    def digest(self) -> str:
+        """Changes with what is trained on."""
+        return hashlib.sha256(json.dumps(self.train, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def split_datasets(data: DataConfig, fraction: float, most: int) -> Split:

@@ -203,6 +203,30 @@ def test_evaluation_does_not_disturb_training(tiny_config: Config, tmp_path: Pat
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
+def test_another_split_on_resuming_is_warned_of(
+    tiny_config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = tiny_config()
+    main(arguments(config, tmp_path / "w", "--num_iterations", "1"))
+    flags = ["--num_iterations", "2", "--checkpoint", "latest", "--eval_every", "5", "--eval_fraction", "0.4"]
+    assert main(arguments(config, tmp_path / "w", *flags)) == 0
+    assert "resumed with another held_out" in caplog.text
+
+
+@pytest.mark.slow
+def test_compiled_blocks_train_alike(tiny_config: Config, tmp_path: Path) -> None:
+    config = tiny_config()
+    for name, flag in (("plain", "False"), ("compiled", "True")):
+        assert main(arguments(config, tmp_path / name, "--num_iterations", "3", "--compile", flag)) == 0
+    plain, compiled = lines_of(tmp_path / "plain"), lines_of(tmp_path / "compiled")
+    assert [line["loss"] for line in plain] == pytest.approx([line["loss"] for line in compiled], rel=1e-3)
+    keys = [
+        torch.load(tmp_path / name / "checkpoint" / "00000002.pt", weights_only=True)["model"].keys()
+        for name in ("plain", "compiled")
+    ]
+    assert keys[0] == keys[1]
+
+
 def test_a_share_is_held_out_by_name_and_grows_with_the_fraction(tiny_config: Config) -> None:
     data = load_train_config(tiny_config()).data
     small, large = (split_datasets(data, fraction, 100) for fraction in (0.3, 0.6))
