@@ -49,10 +49,14 @@ def start(num_processes: int, config: Path, workspace: Path, *flags: str, log: P
 
 
 def kill(process: Any) -> None:
-    os.killpg(process.pid, signal.SIGKILL)
-    for child in psutil.Process(process.pid).children(recursive=True) if psutil.pid_exists(process.pid) else []:
-        child.kill()  # accelerate gives its processes sessions of their own
+    """SIGKILL to the launcher and everything below it; accelerate gives its processes sessions of their own."""
+    tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for each in tree:
+        each.send_signal(signal.SIGSTOP)  # so that none starts another or mourns one
+    for each in tree:
+        each.kill()
     process.wait()
+    assert not psutil.wait_procs(tree, timeout=30)[1]
 
 
 def num_lines(workspace: Path) -> int:
