@@ -60,10 +60,21 @@ class FailureLog:
         self._min_failures = min_failures if max_share > 0 else 0
         self._draws: deque[bool] = deque(maxlen=window)
         self._path = None if path is None else Path(path)
-        self._listed = _listed_in(self._path)
+        # Read when the first failure is listed: by then the file of an abandoned run is out of the way.
+        self._listed: set[tuple[str, str, str]] | None = None
         self._reported: set[tuple[str, str, str]] = set()
         self.failures: list[Failure] = []
         self.counts: Counter[tuple[str, str]] = Counter()
+
+    @property
+    def window(self) -> tuple[int, int]:
+        """Draws that the share is taken over, and how many of them failed."""
+        return len(self._draws), sum(self._draws)
+
+    def go_on(self, num_draws: int, num_failed: int) -> None:
+        """Begin with the window of an earlier run; which of its draws failed is forgotten, the oldest are taken."""
+        self._draws.clear()
+        self._draws.extend([True] * num_failed + [False] * (num_draws - num_failed))
 
     def record(self, num_used: int, failures: Iterable[Failure]) -> None:
         """Count the draws behind a batch.
@@ -86,7 +97,11 @@ class FailureLog:
             raise self.error(f"at most {self._max_share:.1%} of the drawn instances may be unusable", num_failed)
 
     def _list(self, failure: Failure) -> None:
-        if self._path is None or failure[:3] in self._listed:
+        if self._path is None:
+            return
+        if self._listed is None:
+            self._listed = _listed_in(self._path)
+        if failure[:3] in self._listed:
             return
         self._listed.add(failure[:3])
         try:

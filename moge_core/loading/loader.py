@@ -137,6 +137,15 @@ class TrainLoader:
         return Counter(self._log.counts)
 
     @property
+    def failure_window(self) -> tuple[int, int]:
+        """Recent draws, at most 10,000, and how many of them failed; to be set when a run goes on."""
+        return self._log.window
+
+    @failure_window.setter
+    def failure_window(self, window: tuple[int, int]) -> None:
+        self._log.go_on(*window)
+
+    @property
     def num_workers(self) -> int:
         """Worker processes in use; 0 means that batches are loaded in this process."""
         return self._num_workers

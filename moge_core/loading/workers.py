@@ -223,7 +223,9 @@ class WorkerPool:
             raise TrainingError("data loading worker", "must not fail", found=result)
         job = worker.finished()
         with self._changed:
-            self._ready[job.number] = Delivery(result, job.layout, self._arena.checkout(job.block))
+            self._ready[job.number] = Delivery(
+                LoadedBatch(job.plan, *result), job.layout, self._arena.checkout(job.block)
+            )
             self._changed.notify_all()
 
     def _replace_stuck(self) -> None:
@@ -244,8 +246,13 @@ class WorkerPool:
         self.num_restarts += 1
         successor = _Worker(self._recipes, self._arena)
         self._workers[self._workers.index(worker)] = successor
-        for job in jobs:
-            self._give(successor, job)
+        for position, job in enumerate(jobs):
+            try:
+                successor.give(job, self._deeds)
+            except OSError:
+                successor.jobs.extend(jobs[position + 1 :])
+                self._replace(successor, None)
+                return
 
     def _note_death(self, worker: _Worker, job: _Job, how: str) -> None:
         culprit = worker.current_instance()
@@ -349,7 +356,9 @@ def _answer(connection: Connection, on_instance: Callable[[str, str], None], are
             if number not in blocks:
                 blocks[number] = map_block(arena, number, block_bytes)
             arrays = BlockLayout.of(plan, recipes).arrays_in(blocks[number])
-            result: LoadedBatch | str = load_batch(recipes, plan, arrays, barred=barred, on_instance=on_instance)
+            batch = load_batch(recipes, plan, arrays, barred=barred, on_instance=on_instance)
+            # Not the plan: the parent has it, and an answer must be short enough for the pipe while it sends the next.
+            result: tuple[Any, ...] | str = (batch.labels, batch.infos, batch.failures, batch.clock)
         except Exception:
             result = traceback.format_exc()
         connection.send(result)

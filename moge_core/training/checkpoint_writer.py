@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from moge_core.errors import WorkspaceError
 from moge_core.training.checkpoints import TrainingState, save_checkpoint
 from moge_core.training.workspace import CheckpointInfo, Workspace
 
@@ -82,7 +83,10 @@ class CheckpointWriter:
     ) -> CheckpointInfo:
         info = save_checkpoint(self._workspace, state, lineage)
         if best is not None:
-            self._workspace.write_best({"step": state.step, **best})
+            try:
+                self._workspace.write_best(best)
+            except OSError as error:
+                raise WorkspaceError(self._workspace.path, "must be writable", found=error) from error
         if self._keep_last:
             with contextlib.suppress(OSError):  # what cannot be removed stays
                 self._workspace.prune(self._keep_last, self._keep_every)

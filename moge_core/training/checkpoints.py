@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -93,6 +94,7 @@ def save_checkpoint(workspace: Workspace, state: TrainingState, lineage: Mapping
             **lineage,
         }
         write_json(folder / f"{name}.json", manifest)
+        contents = {}  # complete from here on
         _save(folder / "latest.pt", {"model_config": model_config, "step": state.step})
         sync_folder(folder)
     except (OSError, RuntimeError) as error:  # torch.save turns some failures of the disk into the latter
@@ -138,8 +140,13 @@ def _load_newest(workspace: Workspace) -> TrainingState | None:
             return _load_from_workspace(info)
         except CheckpointError as error:
             logger.warning("checkpoint %d is damaged and passed over: %s", info.step, error)
-    if complete:
-        raise CheckpointError(workspace.checkpoint_dir, "must hold an undamaged checkpoint", found="none")
+    if any(re.fullmatch(r"\d{8,}", path.stem) for path in workspace.checkpoint_dir.glob("*.json")):
+        raise CheckpointError(
+            workspace.checkpoint_dir,
+            "must hold an undamaged checkpoint",
+            found="none",
+            fix="Name a step to take its files as they are, or leave --checkpoint out to start anew.",
+        )
     published = _latest_without_manifest(workspace)
     return None if published is None else _load_from_workspace(published)
 

@@ -31,7 +31,7 @@ def build_accelerator(flags: TrainFlags) -> Accelerator:
     cpu = not torch.cuda.is_available()
     precision = flags.mixed_precision
     if precision is None:
-        precision = "bf16" if not cpu and torch.cuda.is_bf16_supported() else "no"
+        precision = "bf16" if not cpu and torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     if cpu and precision == "fp16":
         raise ConfigError("--mixed_precision fp16", "needs a GPU", fix="Use `no` or `bf16` on a CPU.")
     handlers = [

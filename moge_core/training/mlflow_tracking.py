@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moge_core.errors import WorkspaceError
+from moge_core.errors import TrainingError, WorkspaceError
 from moge_core.training.tracking import read_lines
 from moge_core.training.workspace import RunStatus, Workspace, write_json
 
@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 EXPERIMENT = "moge"
 _MOST_METRICS, _MOST_PARAMS, _LONGEST_PARAM = 1000, 100, 6000
 _LONGEST_PAUSE_S = 60.0
+_MOST_FAILURES = 5
 _PICTURE_SUFFIXES = {".jpg", ".png"}
 # The training and the sending thread both write tracking.json.
 _TRACKING_LOCK = threading.Lock()
@@ -63,15 +64,27 @@ class RunSender:
         uri: the MLflow store.
         tags: of the run, when one is opened.
         run_id: an existing run to log to; None opens one, or goes on with the one that tracking.json names.
+        is_training: whether it is the training that sends; where that logs to is remembered.
     """
 
-    def __init__(self, workspace: Workspace, uri: str, tags: Mapping[str, str], run_id: str | None = None) -> None:
+    def __init__(
+        self,
+        workspace: Workspace,
+        uri: str,
+        tags: Mapping[str, str],
+        run_id: str | None = None,
+        *,
+        is_training: bool = False,
+    ) -> None:
         fail_fast()
+        self._is_training = self._is_remembered = is_training
         self._workspace, self._tags, self._given_run = workspace, dict(tags), run_id
         self._uri = uri
         self._client: Any = None
         self.run_id: str | None = None
-        self._sent = {"metrics": 0, "system": 0}
+        self._files = {"metrics": workspace.metrics_path, "system": workspace.system_path}
+        # The last step that was sent. A resumed run has forgotten the lines that it will write again.
+        self._sent = {kind: _last_step(path) for kind, path in self._files.items()}
 
     @property
     def owns_run(self) -> bool:
@@ -84,9 +97,8 @@ class RunSender:
 
         client = mlflow.MlflowClient(tracking_uri=self._uri)
         before = _read_tracking(self._workspace)
-        run_id = self._given_run
-        if run_id is None and before.get("uri") == self._uri:
-            run_id = before.get("run_id")
+        remembered = before.get("run_id") if before.get("uri") == self._uri else None
+        run_id = self._given_run or (remembered if _exists(client, remembered) else None)
         if run_id is None:
             found = client.get_experiment_by_name(EXPERIMENT)
             experiment = found.experiment_id if found else client.create_experiment(EXPERIMENT)
@@ -97,9 +109,10 @@ class RunSender:
             if self.owns_run or key != "mlflow.runName":
                 client.set_tag(run_id, key, value)
         client.set_tag(run_id, "moge.workspace", str(self._workspace.path.resolve()))
-        if before.get("run_id") == run_id and before.get("uri") == self._uri:
-            self._sent |= before.get("sent", {})
+        sent = before.get("sent", {}) if remembered == run_id else {}
+        self._sent = {kind: min(sent.get(kind, -1), limit) for kind, limit in self._sent.items()}
         self._client, self.run_id = client, run_id
+        self._is_remembered = self._is_training or before.get("run_id") in (None, run_id)
         self._remember()
 
     def send_parameters(self, parameters: Mapping[str, Any]) -> None:
@@ -138,18 +151,17 @@ class RunSender:
         """Log all lines of metrics.jsonl and system.jsonl that have not been sent."""
         from mlflow.entities import Metric
 
-        for kind, path in (("metrics", self._workspace.metrics_path), ("system", self._workspace.system_path)):
-            lines = read_lines(path)
-            self._sent[kind] = min(self._sent[kind], len(lines))
+        for kind, path in self._files.items():
+            lines = [line for line in read_lines(path) if line["step"] > self._sent[kind]]
             now = int(time.time() * 1000)
             batch: list[Any] = []
-            for number, line in enumerate(lines[self._sent[kind] :], start=self._sent[kind] + 1):
+            for line in lines:
                 step = line.pop("step")
                 batch += [Metric(metric_name(key), v, now, step) for key, v in line.items() if v is not None]
-                if len(batch) > _MOST_METRICS - 200 or number == len(lines):
+                if len(batch) > _MOST_METRICS - 200 or line is lines[-1]:
                     for start in range(0, len(batch), _MOST_METRICS):
                         self._client.log_batch(self.run_id, metrics=batch[start : start + _MOST_METRICS])
-                    self._sent[kind], batch = number, []
+                    self._sent[kind], batch = step, []
                     self._remember()
 
     def send_file(self, path: Path, folder: str | None = None) -> None:
@@ -167,6 +179,8 @@ class RunSender:
             self._client.set_terminated(self.run_id, _ENDINGS.get(status.state, "FAILED"))
 
     def _remember(self) -> None:
+        if not self._is_remembered:
+            return  # a copy for somewhere else: the training goes on in its own run
         _update_tracking(self._workspace, {"uri": self._uri, "run_id": self.run_id, "sent": self._sent})
 
 
@@ -189,10 +203,11 @@ class MLflowTracker:
         self, workspace: Workspace, tags: Mapping[str, str], datasets: Sequence[Mapping[str, Any]] = ()
     ) -> None:
         self._workspace, self._datasets = workspace, datasets
-        self._sender = RunSender(workspace, tracking_uri(), tags, os.environ.get("MLFLOW_RUN_ID"))
+        self._sender = RunSender(workspace, tracking_uri(), tags, os.environ.get("MLFLOW_RUN_ID"), is_training=True)
         self._work: deque[tuple[str, Callable[[], None]]] = deque([("connect", self._sender.connect)])
         self._changed = threading.Condition()
         self._lines_waiting = self._ending = self._told = self._given_up = False
+        self._failures_in_a_row = 0
         self._thread = threading.Thread(target=self._run, name="moge-mlflow", daemon=True)
         self._thread.start()
 
@@ -265,9 +280,8 @@ class MLflowTracker:
                     time.sleep(pause)
 
     def _send_next(self) -> None:
-        """Everything in order; the lines of metrics before what ends the run."""
-        lines = self._lines_waiting and self._sender.run_id is not None
-        if lines and (not self._work or self._work[0][0] == "ending"):
+        """Metrics before anything else; what fails again and again is left out, so that it holds nothing up."""
+        if self._lines_waiting and self._sender.run_id is not None:
             self._lines_waiting = False
             try:
                 self._sender.send_lines()
@@ -276,8 +290,15 @@ class MLflowTracker:
                 raise
             return
         if self._work:
-            _, work = self._work[0]
-            work()
+            what, work = self._work[0]
+            try:
+                work()
+            except Exception as error:
+                self._failures_in_a_row += 1
+                if what in ("connect", "ending") or self._failures_in_a_row < _MOST_FAILURES:
+                    raise
+                logger.warning("MLflow does not take the %s, which is left out: %s", what, error)
+            self._failures_in_a_row = 0
             with self._changed:
                 self._work.popleft()
 
@@ -295,6 +316,7 @@ def replay_metrics(workspace: Workspace, uri: str | None = None, run_id: str | N
 
     Raises:
         WorkspaceError: there are no metrics.
+        TrainingError: the store does not take them.
     """
     lines = read_lines(workspace.metrics_path)
     if not lines:
@@ -302,13 +324,19 @@ def replay_metrics(workspace: Workspace, uri: str | None = None, run_id: str | N
     known = _read_tracking(workspace)
     store = uri or known.get("uri") or tracking_uri()
     sender = RunSender(workspace, store, {"mlflow.runName": workspace.path.as_posix(), "moge.replayed": "true"}, run_id)
-    sender.connect()
-    sender.send_parameters(known.get("parameters", {}))
-    if known.get("datasets"):
-        sender.send_datasets(known["datasets"])
-    if workspace.config_path.is_file():
-        sender.send_file(workspace.config_path)
-    sender.send_lines()
+    try:
+        sender.connect()
+        sender.send_lines()
+        sender.send_parameters(known.get("parameters", {}))
+        if known.get("datasets"):
+            sender.send_datasets(known["datasets"])
+    except Exception as error:  # MLflow has many kinds of them
+        raise TrainingError(store, "must take the metrics", found=str(error).splitlines()[0]) from error
+    try:
+        if workspace.config_path.is_file():
+            sender.send_file(workspace.config_path)
+    except Exception as error:
+        logger.warning("the configuration could not be sent: %s", error)
     status = workspace.status()
     if status is not None and status.state != "running":
         sender.finish(status)
@@ -322,6 +350,25 @@ def _read_tracking(workspace: Workspace) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}
+
+
+def _last_step(path: Path) -> int:
+    lines = read_lines(path)
+    return int(lines[-1]["step"]) if lines else -1
+
+
+def _exists(client: Any, run_id: str | None) -> bool:
+    """Whether a store has a run; an answer that does not come is an error."""
+    from mlflow.exceptions import MlflowException
+
+    if run_id is None:
+        return False
+    try:
+        return bool(client.get_run(run_id).info.lifecycle_stage == "active")
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
 
 
 def _update_tracking(workspace: Workspace, values: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
+from moge_core.errors import CheckpointError
 from moge_core.models import MoGeModel, build_model, check_version, init_backbone, load_weights
 from moge_core.training.checkpoints import TrainingState
 from moge_core.training.config import TrainConfig
@@ -89,11 +90,23 @@ class Network:
         )
 
     def restore(self, state: TrainingState, accelerator: Accelerator) -> None:
-        """Go on where a checkpoint stopped; the weights are loaded already."""
-        if state.optimizer is not None and self.sharded:
-            deal_optimizer(self.raw_model, self._own_optimizer, state.optimizer)
-        elif state.optimizer is not None:
-            self.optimizer.load_state_dict(state.optimizer)
+        """Go on where a checkpoint stopped; the weights are loaded already.
+
+        Raises:
+            CheckpointError: the optimiser's groups are others.
+        """
+        try:
+            if state.optimizer is not None and self.sharded:
+                deal_optimizer(self.raw_model, self._own_optimizer, state.optimizer)
+            elif state.optimizer is not None:
+                self.optimizer.load_state_dict(state.optimizer)
+        except (ValueError, KeyError) as error:
+            raise CheckpointError(
+                state.source,
+                "must hold the state of an optimiser with the same parameter groups",
+                found=error,
+                fix="Resume with the `optimizer` and `freeze` it was trained with, or start from the plain model file.",
+            ) from error
         if state.lr_scheduler is not None:
             self.scheduler.load_state_dict(dict(state.lr_scheduler))
         if state.scaler is not None and accelerator.scaler is not None:

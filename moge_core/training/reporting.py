@@ -128,7 +128,10 @@ class Report:
         return error
 
     def _say_running(self, step: int) -> None:
-        self._workspace.write_status(RunStatus("running", "training", step, self._num_iterations, resumable=True))
+        try:
+            self._workspace.write_status(RunStatus("running", "training", step, self._num_iterations, resumable=True))
+        except OSError as error:  # a training of days must not end over that
+            logger.warning("the status cannot be written: %s", error)
 
     def _is_first_to_tell(self, state: str) -> bool:
         """After one rank failed, the others merely see that it is gone."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import logging
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -113,8 +116,12 @@ class MetricsFile:
 
 def _append(path: Path, step: int, values: Mapping[str, float]) -> None:
     finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"step": step, **finite}) + "\n")
+    line = (json.dumps({"step": step, **finite}) + "\n").encode()
+    with path.open("ab", buffering=0) as file:
+        size = file.tell()
+        if file.write(line) != len(line):  # a full disk takes a part, which would spoil the next line
+            file.truncate(size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 def _drop_lines_from(path: Path, first_step: int) -> None:
@@ -130,10 +137,14 @@ def _drop_lines_from(path: Path, first_step: int) -> None:
         file.write("".join(line + "\n" for line in kept).encode())
 
 
-def read_lines(path: Path, skip: int = 0) -> list[dict[str, Any]]:
-    """The whole lines of metrics.jsonl or system.jsonl beyond the first `skip`; none where there is no file."""
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The undamaged lines of metrics.jsonl or system.jsonl; none where there is no file."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return []
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()[skip:]]
+    lines = []
+    for line in text[: text.rfind("\n") + 1].splitlines():
+        with contextlib.suppress(ValueError):  # half a line of a full disk
+            lines.append(json.loads(line))
+    return lines

@@ -10,7 +10,7 @@ import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -85,8 +85,8 @@ class Trainer:
         self.skips = SkippedSteps(self.workspace.path / "bad_batches", flags.max_skipped, self.rank)
         self.first_step = 0
         self.continues = restored is not None and bool(restored.manifest)
-        self.failures_before = 0
-        self.best_score = float("inf")
+        self.failures_before, self.failure_window = 0, (0, 0)
+        self.best: dict[str, Any] | None = None
         self.parent: dict[str, Any] | None = None
         if restored is not None:
             self._restore(restored)
@@ -115,49 +115,56 @@ class Trainer:
             NonFiniteError: losses or gradients were not finite too many times in a row.
             MoGeError: a checkpoint cannot be written, too many instances are broken, or another process died.
         """
-        last = self.flags.num_iterations - 1
-        self._begin()
-        try:
-            with self._signals(), _collecting_garbage_on_schedule(), self.report.progress() as progress, self.loader:
-                batches = on_device(self.loader, self.device)
-                for step in range(self.first_step, self.flags.num_iterations):
-                    stop = self.train_step(step, batches)
-
-                    scores = self._evaluate(step) if self._evaluates_at(step, last) else {}
-                    # Not where it stops: what has been summed up is saved, and logged when an uninterrupted run would.
-                    if self._is_due(step, self.flags.log_every) or step == last or scores:
-                        self._log(step, scores)
-                    is_best = self._is_best(scores)
-                    if step % self.flags.save_every == 0 or step == last or stop or is_best:
-                        self.save(step, scores if is_best else None)
-                    if self.pictures and (self._is_due(step, self.flags.vis_every) or step == last):
-                        self._draw(step)
-                    self._tell_of_checkpoints()
-                    if step % _STEPS_BETWEEN_COLLECTIONS == _STEPS_BETWEEN_COLLECTIONS - 1:
-                        gc.collect()
-                    progress.update()
-                    if stop and step < last:
-                        self._finish_saving()
-                        return self.report.end("interrupted", "asked to stop", step, self.loader, resumable=True)
-                self._finish_saving()
-                self.accelerator.wait_for_everyone()
-            reason = f"reached {self.flags.num_iterations} iterations"
-            return self.report.end("finished", reason, last, self.loader, resumable=False)
-        except BaseException as error:
+        with self._signals():  # to the very end: the launcher ends all ranks when one has died
+            self._begin()
             try:
-                self._finish_saving()
-            except MoGeError as second:  # the first error is the one to tell
-                logger.warning("%s", second)
-            cause = self.report.cause_of(error)
-            resumable = not isinstance(cause, ConfigError | NonFiniteError)
-            self.report.end(
-                "failed", f"{type(cause).__name__}: {cause}", self.saved_step, self.loader, resumable=resumable
-            )
-            if cause is not error:
-                raise cause from error
-            raise
-        finally:
-            self.writer.close()
+                return self._train_on()
+            except BaseException as error:
+                try:
+                    self._finish_saving()
+                except Exception as second:  # the first error is the one to tell
+                    logger.warning("%s", second)
+                cause = self.report.cause_of(error)
+                reason = f"{type(cause).__name__}: {cause}"
+                resumable = not isinstance(cause, ConfigError | NonFiniteError)
+                self.report.end("failed", reason, self.saved_step, self.loader, resumable=resumable)
+                if cause is not error:
+                    raise cause from error
+                raise
+            finally:
+                self.writer.close()
+
+    def _train_on(self) -> RunStatus:
+        last = self.flags.num_iterations - 1
+        with _collecting_garbage_on_schedule(), self.report.progress() as progress, self.loader:
+            batches = on_device(self.loader, self.device)
+            for step in range(self.first_step, self.flags.num_iterations):
+                stop = self.train_step(step, batches)
+
+                scores = self._evaluate(step) if self._evaluates_at(step, last) else {}
+                # Not where it stops: what has been summed up is saved, and logged when an uninterrupted run would.
+                if self._is_due(step, self.flags.log_every) or step == last or scores:
+                    self._log(step, scores)
+                is_best = self._is_best(step, scores)
+                if step % self.flags.save_every == 0 or step == last or stop or is_best:
+                    self.save(step, is_best=is_best)
+                if self.pictures and (self._is_due(step, self.flags.vis_every) or step == last):
+                    self._draw(step)
+                self._tell_of_checkpoints()
+                if step % _STEPS_BETWEEN_COLLECTIONS == _STEPS_BETWEEN_COLLECTIONS - 1:
+                    gc.collect()
+                progress.update()
+                if stop and step < last:
+                    return self._end("interrupted", "asked to stop", step, resumable=True)
+            reason = f"reached {self.flags.num_iterations} iterations"
+            return self._end("finished", reason, last, resumable=False)
+
+    def _end(self, state: Literal["finished", "interrupted"], reason: str, step: int, *, resumable: bool) -> RunStatus:
+        """Leave no rank behind: a launcher ends the others soon after the first is gone."""
+        self._finish_saving()
+        status = self.report.end(state, reason, step, self.loader, resumable=resumable)
+        self.accelerator.wait_for_everyone()
+        return status
 
     # --- one step ---
 
@@ -266,19 +273,18 @@ class Trainer:
         (known,) = broadcast_object_list([scores])
         return dict(known)
 
-    def _is_best(self, scores: Mapping[str, float]) -> bool:
-        value = scores.get(self._best_metric, float("inf"))
-        is_best, self.best_score = value < self.best_score, min(value, self.best_score)
-        return is_best
-
-    @property
-    def _best_metric(self) -> str:
-        return "eval_ema.rel" if self.flags.enable_ema else "eval.rel"
+    def _is_best(self, step: int, scores: Mapping[str, float]) -> bool:
+        metric = "eval_ema.rel" if self.flags.enable_ema else "eval.rel"
+        value = scores.get(metric, math.nan)
+        if not math.isfinite(value) or (self.best is not None and value >= self.best["value"]):
+            return False
+        self.best = {"step": step, "metric": metric, "value": value, "scores": finite_only(scores)}
+        return True
 
     # --- checkpoints ---
 
-    def save(self, step: int, best_scores: Mapping[str, float] | None = None) -> None:
-        """Copy the state and leave the writing to the writer; with `best_scores` it is the best so far."""
+    def save(self, step: int, *, is_best: bool = False) -> None:
+        """Copy the state and leave the writing to the writer."""
         with self.clock.stage("save"):
             metric_sums, num_failures = self.metrics.state(self.accelerator), self._num_failures()
             if self.is_main or self.network.sharded:
@@ -286,13 +292,13 @@ class Trainer:
                     "num_skipped": self.skips.total,
                     "skipped_in_a_row": self.skips.in_a_row,
                     "num_failures": num_failures,
+                    "failure_window": self.loader.failure_window,
                     "metric_sums": metric_sums,
-                    "best_score": self.best_score if math.isfinite(self.best_score) else None,
+                    "best": self.best,
                 }
                 state = self.network.state(step, self.accelerator, counters)
             if self.is_main:
-                best = {"metric": self._best_metric, "value": self.best_score, "scores": dict(best_scores or {})}
-                self.writer.save(state, self._lineage(), best if best_scores else None)
+                self.writer.save(state, self._lineage(), self.best if is_best else None)
 
     def _finish_saving(self) -> None:
         self.writer.wait()
@@ -336,8 +342,9 @@ class Trainer:
         self.skips.total = int(state.counters.get("num_skipped", 0))
         self.skips.in_a_row = int(state.counters.get("skipped_in_a_row", 0))
         self.failures_before = int(state.counters.get("num_failures", 0))
-        best_score = state.counters.get("best_score")
-        self.best_score = float("inf") if best_score is None else float(best_score)
+        num_draws, num_failed = state.counters.get("failure_window", (0, 0))
+        self.failure_window = (int(num_draws), int(num_failed))
+        self.best = state.counters.get("best")
         if self.is_main:
             self.metrics.load(state.counters.get("metric_sums") or {})
         if self.first_step >= self.flags.num_iterations and not state.manifest:
@@ -365,6 +372,7 @@ class Trainer:
             failures_path=self.workspace.failures_path(self.rank),
         )
         self.loader.load_state_dict({**self.loader.state_dict(), "step": self.first_step})
+        self.loader.failure_window = self.failure_window
 
     def _open_observers(self, others: Sequence[Observer]) -> list[Observer]:
         opened: list[Observer] = [MetricsFile(self.workspace, self.first_step), *others]
@@ -384,7 +392,8 @@ class Trainer:
             value = now[key]
             if self.is_main and manifest.get(key, value) != value:
                 logger.warning(
-                    "resumed with another %s (%s, was %s): data and results differ from an uninterrupted run",
+                    "resumed with another %s (%s, was %s): results differ from an uninterrupted run; learning rates "
+                    "and schedule are those of the checkpoint",
                     key,
                     value,
                     manifest[key],
@@ -393,10 +402,12 @@ class Trainer:
     def _set_aside_what_is_abandoned(self) -> None:
         """Checkpoints of a run that this one begins anew, or goes back behind, are kept, but not in its way."""
         if self.is_main:
-            self.workspace.remove_fragments(self.first_step)
+            self.workspace.remove_fragments()
             folder = self.workspace.set_aside(self.first_step)
             if folder is not None:
                 logger.warning("earlier results from step %d on were moved to %s", self.first_step, folder)
+            if self.best is not None:
+                self.workspace.write_best(self.best)
 
     def _check_same_data(self, restored: TrainingState | None) -> None:
         """A run goes on with the very data it began with, unless told otherwise."""
@@ -467,6 +478,11 @@ class Trainer:
         with TrainLoader(self.config.data, size, self.flags.seed + 1, num_workers=0) as loader:
             stream = iter(loader)
             return [next(stream) for _ in range(self.flags.num_vis_images // size)]
+
+
+def finite_only(values: Mapping[str, float]) -> dict[str, float | None]:
+    """As JSON can hold it."""
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 @contextlib.contextmanager

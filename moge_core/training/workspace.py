@@ -200,20 +200,23 @@ class Workspace:
             raise WorkspaceError(model_path, "must exist", fix=f"Complete checkpoints: {', '.join(have) or 'none'}.")
         return self._checkpoint(step, _read_json(self.checkpoint_dir / f"{step:08d}.json") or {})
 
-    def remove_fragments(self, first_step: int) -> None:
-        """Delete what a killed process left: temporary files, and files of `first_step` and later without a manifest.
+    def remove_fragments(self) -> None:
+        """Delete what a killed process left: temporary files, and files after the newest complete checkpoint without a
+        manifest.
 
-        A workspace of the published tool has no manifests at all; its files are no fragments. To be called by who holds
+        Files before it, of the published tool for instance, and those with a manifest stay. To be called by who holds
         the lock.
         """
         for folder in (self.path, self.checkpoint_dir):
             for path in folder.glob(".*.tmp"):
                 path.unlink(missing_ok=True)
-        if self.checkpoints():
-            for step in self.incomplete_steps():
-                if step >= first_step:
-                    for path in self.checkpoint_dir.glob(f"{step:08d}*"):
-                        path.unlink(missing_ok=True)
+        newest = self.latest_checkpoint()
+        if newest is None:
+            return
+        for step in self.incomplete_steps():
+            if step > newest.step and not (self.checkpoint_dir / f"{step:08d}.json").exists():
+                for path in self.checkpoint_dir.glob(f"{step:08d}*.pt"):
+                    path.unlink(missing_ok=True)
 
     def set_aside(self, first_step: int) -> Path | None:
         """Move checkpoints of `first_step` and later, and with step 0 metrics and failures, out of a new run's way.

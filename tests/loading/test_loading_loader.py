@@ -313,6 +313,17 @@ def test_more_failures_than_the_quota_end_the_run():
     assert len(log.failures) == 1 and log.counts["a", "sizes-agree"] == 11
 
 
+def test_the_quota_goes_on_over_restarts():
+    broken = [Failure("a", "x", "sizes-agree", "1 x 1 and 2 x 2")]
+    log = FailureLog(0.5, window=100, min_failures=2)
+    log.record(4, broken * 3)
+    later = FailureLog(0.5, window=100, min_failures=2)
+    later.go_on(*log.window)
+    assert later.window == (7, 3)
+    with pytest.raises(DatasetError):
+        later.record(0, broken * 2)
+
+
 # --- what is refused at once ---
 
 

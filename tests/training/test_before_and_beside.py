@@ -252,7 +252,69 @@ def test_a_broken_held_out_instance_is_told_and_left_out(
     assert "eval.rel" in lines_of(tmp_path / "w")[-1]
 
 
+def test_a_score_that_is_not_a_number_is_never_the_best(tiny_config: Config, tmp_path: Path) -> None:
+    from moge_core.training.flags import TrainFlags
+    from moge_core.training.trainer import Trainer
+
+    config = tiny_config()
+    trainer = Trainer(load_train_config(config), TrainFlags(config, tmp_path / "w", init="random"), [])
+    nan = float("nan")
+    scores = [nan, 0.5, nan, 0.6, 0.4, 0.4]
+    found = [trainer._is_best(step, {"eval_ema.rel": score, "eval.x": nan}) for step, score in enumerate(scores)]
+    assert found == [False, True, False, False, True, False]
+    assert trainer.best is not None and (trainer.best["step"], trainer.best["value"]) == (4, 0.4)
+    json.dumps(trainer.best, allow_nan=False)
+    trainer.writer.close()
+
+
+def test_the_best_checkpoint_is_known_again_after_a_resume(tiny_config: Config, tmp_path: Path) -> None:
+    config = tiny_config()
+    flags = ["--eval_every", "1", "--eval_fraction", "0.4", "--checkpoint", "latest", "--save_every", "1"]
+    main(arguments(config, tmp_path / "w", *flags, "--num_iterations", "4"))
+    best = Workspace(tmp_path / "w").best()
+    assert best is not None
+    (tmp_path / "w" / "best.json").unlink()  # as if killed between the manifest and best.json
+    main(arguments(config, tmp_path / "w", *flags, "--num_iterations", "4"))
+    assert Workspace(tmp_path / "w").best() == best
+
+
 # --- saving beside the training ---
+
+
+def test_nothing_but_fragments_is_deleted(tiny_config: Config, tmp_path: Path) -> None:
+    """Checkpoints of the published tool, and one of ours that lost a file, are no fragments."""
+    config = tiny_config()
+    main(arguments(config, tmp_path / "w", "--num_iterations", "4", "--save_every", "1"))
+    folder = tmp_path / "w" / "checkpoint"
+    (folder / "00000000.json").unlink()  # the published tool writes none
+    (folder / "00000003_optimizer.pt").unlink()
+    (folder / "00000007.pt").write_bytes(b"killed before its manifest")
+    (folder / ".00000007.pt.1234.tmp").write_bytes(b"half")
+    workspace = Workspace(tmp_path / "w")
+    workspace.remove_fragments()
+    names = {path.name for path in folder.iterdir()}
+    assert {"00000000.pt", "00000000_ema.pt", "00000003.pt", "00000003_ema.pt", "00000003.json"} <= names
+    assert not {name for name in names if "00000007" in name}
+
+
+def test_latest_is_refused_when_every_checkpoint_is_damaged(
+    tiny_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny_config()
+    main(arguments(config, tmp_path / "w", "--num_iterations", "1"))
+    (tmp_path / "w" / "checkpoint" / "00000000_optimizer.pt").write_bytes(b"short")
+    assert main(arguments(config, tmp_path / "w", "--checkpoint", "latest")) == ExitCode.REFUSED
+    assert "undamaged" in capsys.readouterr().err
+
+
+def test_an_optimiser_that_does_not_fit_is_refused_with_what_to_do(
+    tiny_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(arguments(tiny_config(), tmp_path / "w", "--num_iterations", "1"))
+    frozen = tiny_config(freeze=["head.projects.*"])
+    flags = ["--num_iterations", "2", "--checkpoint", "latest"]
+    assert main(arguments(frozen, tmp_path / "w", *flags)) == ExitCode.REFUSED
+    assert "same parameter groups" in capsys.readouterr().err
 
 
 def test_retention_keeps_the_newest_the_spaced_and_the_best(tiny_config: Config, tmp_path: Path) -> None:
@@ -308,6 +370,54 @@ def test_figures_of_speed_are_kept_apart_from_the_metrics(tiny_config: Config, t
     figures = lines_of(tmp_path / "w", "system.jsonl")
     assert [line["step"] for line in figures] == [0, 1, 2]
     assert {"images_per_second", "loader.wait_share", "step.forward_share", "system.memory_gb"} <= figures[0].keys()
+
+
+class Store:
+    """An MLflow client that remembers, and fails at what it is told to."""
+
+    def __init__(self, failing: set[str]) -> None:
+        self.failing, self.calls, self.metrics = failing, [], []
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            self.calls.append(name)
+            if name in self.failing:
+                raise OSError(f"{name} does not work here")
+            self.metrics += [(m.key, m.step) for m in keywords.get("metrics", ())]
+
+        return call
+
+
+def test_an_artifact_that_mlflow_does_not_take_holds_no_metrics_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from moge_core.training import RunStatus, mlflow_tracking
+    from moge_core.training.tracking import MetricsFile
+
+    workspace, store = Workspace(tmp_path), Store({"log_artifact"})
+
+    def connect(sender: Any) -> None:
+        sender._client, sender.run_id = store, "run"
+
+    monkeypatch.setattr(mlflow_tracking.RunSender, "connect", connect)
+    monkeypatch.setattr(mlflow_tracking.RunSender, "send_parameters", lambda *_: None)
+    monkeypatch.setattr(mlflow_tracking, "_LONGEST_PAUSE_S", 0.05)
+    file, tracker = MetricsFile(workspace), mlflow_tracking.MLflowTracker(workspace, {})
+    tracker.on_start(tmp_path, {})
+    for step in range(3):
+        file.on_log(step, {"loss": float(step)})
+        tracker.on_log(step, {})
+    tracker.on_end(RunStatus("finished", "done", 2, 3, resumable=False))
+    assert [pair for pair in store.metrics if pair[0] == "loss"] == [("loss", 0), ("loss", 1), ("loss", 2)]
+    assert store.calls[-1] == "set_terminated"
+
+
+def test_a_damaged_line_spoils_no_other(tmp_path: Path) -> None:
+    from moge_core.training.tracking import read_lines
+
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 0, "loss": 1.0}\n{"step": 1, "lo{"step": 2, "loss": 3.0}\n{"step": 3, "loss": 4.0}\n{"st')
+    assert [line["step"] for line in read_lines(path)] == [0, 3]
 
 
 # --- finetuning configurations ---

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -63,7 +64,9 @@ class LocalLauncher:
     ) -> LaunchResult:
         """See `Launcher.run`."""
         with _pipes_session(context) as session:
-            tree = ProcessTree(argv, {**os.environ, **env, **session.get_bootstrap_env_vars()}, cwd)
+            # torchrun's own patience of 30 s is shorter than a large checkpoint may take.
+            patience = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(math.ceil(terminate_grace_s))}
+            tree = ProcessTree(argv, {**patience, **os.environ, **env, **session.get_bootstrap_env_vars()}, cwd)
             try:
                 exit_code = tree.wait()
             except BaseException:
