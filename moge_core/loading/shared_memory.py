@@ -14,6 +14,37 @@ import weakref
 from typing import Any
 
 
+class Blocks:
+    """Equal blocks of a shared file, mapped into this process when they are first asked for.
+
+    They are mapped 1, 2, 4, 8, ... at a time, because every mapping holds a file descriptor. Untouched ones take no
+    memory.
+
+    Args:
+        descriptor: of the file.
+        block_bytes: size of a block, a multiple of the page size.
+    """
+
+    def __init__(self, descriptor: int, block_bytes: int) -> None:
+        self._descriptor, self._block_bytes = descriptor, block_bytes
+        self._maps: dict[int, mmap.mmap] = {}
+
+    def place_of(self, number: int) -> tuple[mmap.mmap, int]:
+        """The mapping that a block lies in, and where it begins there."""
+        level = (number + 1).bit_length() - 1
+        first = (1 << level) - 1
+        if level not in self._maps:
+            self._maps[level] = mmap.mmap(
+                self._descriptor, self._block_bytes << level, offset=first * self._block_bytes
+            )
+        return self._maps[level], (number - first) * self._block_bytes
+
+    def block(self, number: int) -> memoryview:
+        """The memory of a block."""
+        mapping, start = self.place_of(number)
+        return memoryview(mapping)[start : start + self._block_bytes]
+
+
 class Arena:
     """Equal blocks of shared memory, handed out by the training process.
 
@@ -26,8 +57,9 @@ class Arena:
     def __init__(self, block_bytes: int) -> None:
         self.block_bytes = -(-block_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
         self.descriptor = anonymous_file()
+        self.num_blocks = 0
         self._lock = threading.Lock()
-        self._maps: list[mmap.mmap] = []
+        self._blocks = Blocks(self.descriptor, self.block_bytes)
         self._free: list[int] = []
         self._close = weakref.finalize(self, os.close, self.descriptor)
 
@@ -36,14 +68,16 @@ class Arena:
         with self._lock:
             if self._free:
                 return self._free.pop()
-            number = len(self._maps)
-            os.ftruncate(self.descriptor, (number + 1) * self.block_bytes)
-            self._maps.append(map_block(self.descriptor, number, self.block_bytes))
+            number = self.num_blocks
+            # As far as the mapping reaches that the block lies in; what is not touched takes no room.
+            os.ftruncate(self.descriptor, ((1 << (number + 1).bit_length()) - 1) * self.block_bytes)
+            self._blocks.place_of(number)
+            self.num_blocks += 1
             return number
 
     def checkout(self, number: int) -> Any:
         """The memory of a reserved block, an object with a buffer; the block is free when it is gone."""
-        block = (ctypes.c_char * self.block_bytes).from_buffer(self._maps[number])
+        block = (ctypes.c_char * self.block_bytes).from_buffer(*self._blocks.place_of(number))
         weakref.finalize(block, self.release, number)
         return block
 
@@ -63,11 +97,6 @@ def anonymous_file() -> int:
         return os.memfd_create("moge-loader", os.MFD_CLOEXEC)
     with tempfile.TemporaryFile() as file:  # where there is no Linux
         return os.dup(file.fileno())
-
-
-def map_block(descriptor: int, number: int, block_bytes: int) -> mmap.mmap:
-    """A block of the arena's file, mapped into this process."""
-    return mmap.mmap(descriptor, block_bytes, offset=number * block_bytes)
 
 
 def keep_freed_memory() -> None:

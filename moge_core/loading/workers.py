@@ -34,7 +34,7 @@ from moge_core.loading.batch import BlockLayout, LoadedBatch, load_batch
 from moge_core.loading.failures import WORKER_DIED, Failure
 from moge_core.loading.instance import Recipe
 from moge_core.loading.sampling import BatchPlan
-from moge_core.loading.shared_memory import Arena, anonymous_file, keep_freed_memory, map_block
+from moge_core.loading.shared_memory import Arena, Blocks, anonymous_file, keep_freed_memory
 
 logger = logging.getLogger(__name__)
 
@@ -349,13 +349,11 @@ def _answer(connection: Connection, on_instance: Callable[[str, str], None], are
     cv2.setNumThreads(0)
     keep_freed_memory()
     recipes, block_bytes = connection.recv()
-    blocks: dict[int, mmap.mmap] = {}
+    blocks = Blocks(arena, block_bytes)
     while True:
         plan, number, barred = connection.recv()
         try:
-            if number not in blocks:
-                blocks[number] = map_block(arena, number, block_bytes)
-            arrays = BlockLayout.of(plan, recipes).arrays_in(blocks[number])
+            arrays = BlockLayout.of(plan, recipes).arrays_in(blocks.block(number))
             batch = load_batch(recipes, plan, arrays, barred=barred, on_instance=on_instance)
             # Not the plan: the parent has it, and an answer must be short enough for the pipe while it sends the next.
             result: tuple[Any, ...] | str = (batch.labels, batch.infos, batch.failures, batch.clock)

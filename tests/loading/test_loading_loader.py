@@ -468,13 +468,26 @@ def test_memory_of_batches_is_used_again_but_never_while_it_is_in_use(make_datas
         kept = [next(loader)["depth"] for _ in range(12)]
         for _ in range(12):
             next(loader)
-        num_blocks = len(loader._pool._arena._maps)
+        num_blocks = loader._pool._arena.num_blocks
         for batch, depth in zip(expected, kept, strict=False):
             np.testing.assert_array_equal(batch["depth"].numpy(), depth.numpy())
         for _ in range(30):
             next(loader)
-        assert len(loader._pool._arena._maps) == num_blocks
+        assert loader._pool._arena.num_blocks == num_blocks
     np.testing.assert_array_equal(expected[0]["depth"].numpy(), kept[0].numpy(), "valid after the end")
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_whoever_keeps_many_batches_does_not_run_out_of_file_descriptors(make_dataset, num_workers):
+    data = data_section({"name": "a", "path": make_dataset("a")}, image_sizes=[[16, 12]], image_augmentation=[])
+    with TrainLoader(data, 1, 0, num_workers=num_workers) as loader:
+        kept = [next(loader)]
+        before = psutil.Process().num_fds()
+        kept += [next(loader) for _ in range(200)]
+        assert psutil.Process().num_fds() <= before + 8
+        numbers = [batch["info"][0]["sample_number"] for batch in kept]
+        assert numbers == list(range(201))
+        assert len({float(batch["depth"].nansum()) for batch in kept}) > 150, "no two share their memory"
 
 
 @pytest.mark.slow

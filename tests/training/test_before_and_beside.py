@@ -214,6 +214,7 @@ def test_another_split_on_resuming_is_warned_of(
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own compiler
 def test_compiled_blocks_train_alike(tiny_config: Config, tmp_path: Path) -> None:
     config = tiny_config()
     for name, flag in (("plain", "False"), ("compiled", "True")):
