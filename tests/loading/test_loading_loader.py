@@ -153,7 +153,7 @@ def test_depth_beyond_the_clamp_is_brought_to_it(make_dataset):
 # --- one stream ---
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("num_workers", [1, 2, 4])
 def test_the_stream_does_not_depend_on_the_number_of_workers(make_dataset, num_workers):
     data = data_section({"name": "a", "path": make_dataset("a")}, {"name": "b", "path": make_dataset("b")})
     for one, other in zip(take(5, data, 2, 7), take(5, data, 2, 7, num_workers=num_workers), strict=True):
