@@ -31,7 +31,7 @@ from moge_core.training.sharding import (
     gather_model,
     gather_optimizer,
     gather_weights,
-    local,
+    own_weights_kept,
     put_local,
 )
 
@@ -119,12 +119,9 @@ class Network:
     def averaged(self) -> Iterator[None]:
         """The model has the average's weights within the block, and its own after it, to the bit."""
         assert self.ema is not None
-        own = {name: local(value).clone() for name, value in self.raw_model.state_dict().items()}
-        try:
+        with own_weights_kept(self.raw_model):
             put_local(self.raw_model, self.ema.weights)
             yield
-        finally:
-            put_local(self.raw_model, own)
 
     @property
     def _own_optimizer(self) -> torch.optim.Optimizer:

@@ -6,7 +6,8 @@ every rank calls them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -53,21 +54,25 @@ def deal_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, state: Ma
 
 def gather_weights(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """Gather other weights of the same shape, each rank's part of them given, on the host of rank 0."""
-    own = {name: local(value).clone() for name, value in model.state_dict().items()}
-    try:
+    with own_weights_kept(model):
         put_local(model, weights)
         return gather_model(model)
-    finally:
-        put_local(model, own)
 
 
 def deal_weights(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """This rank's part of whole weights; the model's own stay."""
-    own = {name: local(value).clone() for name, value in model.state_dict().items()}
     states = _states()
-    try:
+    with own_weights_kept(model):
         states.set_model_state_dict(model, dict(weights), options=states.StateDictOptions(full_state_dict=True))
-        return {name: local(value).clone() for name, value in model.state_dict().items()}
+        return _local_copies(model)
+
+
+@contextlib.contextmanager
+def own_weights_kept(model: nn.Module) -> Iterator[None]:
+    """Whatever weights the model is given within the block, it has its own after it, to the bit."""
+    own = _local_copies(model)
+    try:
+        yield
     finally:
         put_local(model, own)
 
@@ -77,6 +82,10 @@ def put_local(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
     """Overwrite this rank's part of every weight."""
     for name, value in model.state_dict().items():
         local(value).copy_(weights[name])
+
+
+def _local_copies(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: local(value).clone() for name, value in model.state_dict().items()}
 
 
 def _states() -> Any:
