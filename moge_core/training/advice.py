@@ -5,10 +5,12 @@ from __future__ import annotations
 import fnmatch
 import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from moge_core.training.config import TrainConfig
 from moge_core.training.flags import TrainFlags
+from moge_core.training.workspace import parse_checkpoint_flag
 
 # The published advice for finetuning.
 MAX_HEAD_RATE, MAX_BACKBONE_RATE, LEAST_BATCH = 1e-5, 1e-6, 32
@@ -39,7 +41,7 @@ def _advice(config: TrainConfig, flags: TrainFlags, processes: int) -> Iterator[
             f"the batch of {batch} is below {LEAST_BATCH}: gradients of few images are noisy, which shows as loss "
             "spikes and forgetting; raise --gradient_accumulation_steps, which costs no memory"
         )
-    if flags.checkpoint is None or not flags.checkpoint.endswith((".pt", ".pth", ".safetensors")):
+    if flags.checkpoint is None or not isinstance(parse_checkpoint_flag(flags.checkpoint), Path):
         return
     for kind, names, most in (
         ("backbone", _SOME_BACKBONE, MAX_BACKBONE_RATE),

@@ -16,6 +16,7 @@ from moge_core.training.config import TrainConfig
 from moge_core.training.flags import TrainFlags
 from moge_core.training.preflight import DatasetIdentity
 from moge_core.training.trainer import Trainer
+from moge_core.training.workspace import parse_checkpoint_flag
 
 _GB = 1e9
 
@@ -44,7 +45,7 @@ def dry_run(config: TrainConfig, flags: TrainFlags, datasets: Sequence[DatasetId
         trial = replace(
             flags, workspace=Path(folder), enable_mlflow=False, num_iterations=max(2, flags.num_iterations), vis_every=0
         )
-        if flags.checkpoint and not flags.checkpoint.endswith((".pt", ".pth", ".safetensors")):
+        if flags.checkpoint and not isinstance(parse_checkpoint_flag(flags.checkpoint), Path):
             trial = replace(
                 trial, checkpoint=None
             )  # steps of the workspace itself: its files are looked at when it runs

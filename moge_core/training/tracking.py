@@ -114,9 +114,13 @@ class MetricsFile:
         """The ending is in status.json."""
 
 
+def finite_only(values: Mapping[str, float]) -> dict[str, float | None]:
+    """Figures as JSON can hold them: not-a-number and infinity are null."""
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
 def _append(path: Path, step: int, values: Mapping[str, float]) -> None:
-    finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
-    line = (json.dumps({"step": step, **finite}) + "\n").encode()
+    line = (json.dumps({"step": step, **finite_only(values)}) + "\n").encode()
     with path.open("ab", buffering=0) as file:
         size = file.tell()
         if file.write(line) != len(line):  # a full disk takes a part, which would spoil the next line

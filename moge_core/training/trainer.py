@@ -33,7 +33,7 @@ from moge_core.training.objective import check_losses, compute_objective, labels
 from moge_core.training.pictures import PredictionPictures
 from moge_core.training.preflight import DatasetIdentity
 from moge_core.training.reporting import Report
-from moge_core.training.tracking import MetricsFile, Observer
+from moge_core.training.tracking import MetricsFile, Observer, finite_only
 from moge_core.training.validation import score_held_out, split_datasets
 from moge_core.training.workspace import RunStatus, Workspace, write_json
 
@@ -478,11 +478,6 @@ class Trainer:
         with TrainLoader(self.config.data, size, self.flags.seed + 1, num_workers=0) as loader:
             stream = iter(loader)
             return [next(stream) for _ in range(self.flags.num_vis_images // size)]
-
-
-def finite_only(values: Mapping[str, float]) -> dict[str, float | None]:
-    """As JSON can hold it."""
-    return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 @contextlib.contextmanager
