@@ -24,6 +24,7 @@ from moge_core.errors import DatasetError, InputError, InstanceError, MissingInd
 IMAGE_NAME = "image.jpg"
 DEPTH_NAME = "depth.png"
 META_NAME = "meta.json"
+NORMAL_NAME, MASK_NAME, SEGMENTATION_NAME = "normal.png", "mask.png", "segmentation.png"
 INDEX_NAME = ".index.txt"
 STATE_DIR = ".moge"
 
@@ -230,6 +231,13 @@ def data_files(root: Path) -> Iterator[os.DirEntry[str]]:
                     yield entry
             elif is_instance and entry.name not in INSPECTION_NAMES and entry.is_file():
                 yield entry
+
+
+def is_instance_path(instance: str) -> bool:
+    """True for a path that may name a new instance: relative, plain, on one line, outside of `.moge/`."""
+    parts = PurePosixPath(instance).parts
+    plain = bool(parts) and ".." not in parts and not PurePosixPath(instance).is_absolute() and "\0" not in instance
+    return plain and parts[0] != STATE_DIR and _fits_a_line(instance)
 
 
 def _fits_a_line(instance: str) -> bool:

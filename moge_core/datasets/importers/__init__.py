@@ -1,5 +1,9 @@
-"""Importers: from the layouts in which data is published to the dataset format. One file a layout."""
+"""Importers: from the layouts in which data is published to the dataset format. One file a layout.
 
-from moge_core.datasets.importers.rgbd_folder import ImportReport, import_rgbd_folder
+Each is a generator of `records.Record`; `writing.run_import` makes instances of them, in parallel, resumably.
+"""
 
-__all__ = ["ImportReport", "import_rgbd_folder"]
+from moge_core.datasets.importers.rgbd_folder import PRESETS, import_rgbd_folder
+from moge_core.datasets.importers.writing import ImportReport
+
+__all__ = ["PRESETS", "ImportReport", "import_rgbd_folder"]

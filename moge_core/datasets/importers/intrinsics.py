@@ -43,7 +43,8 @@ class PixelIntrinsics:
 def parse_intrinsics(source: str | Path, *, search_dir: Path | None = None) -> PixelIntrinsics:
     """Read `fx,fy,cx,cy`, or a file that holds them.
 
-    Files: a text file with a 3x3 or 4x4 matrix or with the four numbers; JSON with the keys fx, fy, cx, cy (also one
+    Files: a text file with a 3x3 or 4x4 matrix or with the four numbers (ARKitScenes' .pincam has the size before
+    them); JSON with the keys fx, fy, cx, cy (also one
     level down, as in Replica's cam_params.json) or with a matrix under `intrinsic_matrix` (Open3D, column by column),
     `camera_matrix`, `intrinsics` or `K`, row by row, nested or as OpenCV's {"rows", "cols", "data"}.
 
@@ -78,6 +79,8 @@ def _parse_text(text: str, path: Path) -> PixelIntrinsics:
     numbers = _numbers(text)
     if numbers is not None and len(numbers) == 4:
         return _checked(numbers, path)
+    if numbers is not None and len(numbers) == 6 and min(numbers[:2]) >= 1 and path.suffix == ".pincam":
+        return replace(_checked(numbers[2:], path), size=(round(numbers[0]), round(numbers[1])))
     if numbers is None or len(numbers) not in (9, 16):
         found = "other text" if numbers is None else f"{len(numbers)} numbers"
         raise FormatError(path, "must hold a 3x3 or 4x4 camera matrix or fx fy cx cy", found=found)

@@ -11,9 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from moge_core.errors import DatasetError, FormatError, InputError
+from moge_core.io import limits
+from moge_core.io.files import read_bytes
+from moge_core.io.png import GREY, decode_png, parse_png
 
 _IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp"})
-_DEPTH_SUFFIXES = frozenset({".png", ".pgm"})
+INTEGER_SUFFIXES = frozenset({".png", ".pgm"})
+"""Suffixes of depth files that hold integers, whose unit must be said."""
+_FLOAT_SUFFIXES = frozenset({".exr", ".npy", ".pfm", ".tif", ".tiff"})
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Magic number, width, height and greatest value, with comments between, and one blank before the pixels.
 _PGM_HEADER = re.compile(rb"P5(?:\s|#[^\n]*\n)+(\d+)(?:\s|#[^\n]*\n)+(\d+)(?:\s|#[^\n]*\n)+(\d+)\s")
@@ -32,9 +37,9 @@ def find_sources(
         InputError: a pattern that leaves the folder.
     """
     images = _matching(source, image_glob, _IMAGE_SUFFIXES, "image", exclude)
-    depths = _matching(source, depth_glob, _DEPTH_SUFFIXES, "depth", exclude)
+    depths = _matching(source, depth_glob, INTEGER_SUFFIXES | _FLOAT_SUFFIXES, "depth", exclude)
     if depth_glob is None:
-        depths = {path for path in depths if is_depth_file(source / path)}
+        depths = {path for path in depths if path.suffix.lower() in _FLOAT_SUFFIXES or is_depth_file(source / path)}
     both = images & depths
     depth_alone_named = depth_glob is not None and image_glob is None
     stored_as_depth = {path for path in both if depth_alone_named or is_depth_file(source / path)}
@@ -70,41 +75,51 @@ def read_depth_values(path: Path) -> npt.NDArray[np.uint16]:
     Raises:
         FormatError: another format or bit depth, damaged, or too many pixels.
     """
-    data = path.read_bytes()
+    values = read_grey_values(path)
+    if values.dtype != np.uint16:
+        raise not_16_bit(path, f"a {8 * values.itemsize}-bit grey file")
+    return values
+
+
+def read_grey_values(path: Path) -> npt.NDArray[Any]:
+    """Stored values (H, W) of a grey PNG or binary PGM: uint8 or uint16.
+
+    Raises:
+        FormatError: another format, damaged, or too many pixels.
+    """
+    data = read_bytes(path, limit=limits.MAX_FILE_BYTES)
     values = _decode_pgm(data, path) if data.startswith(b"P5") else _decode_png(data, path)
-    if values.dtype != np.uint16 or values.ndim != 2:
+    if values.ndim != 2:
         raise FormatError(path, "must be decodable", found="damaged pixels behind a valid header")
     return values
 
 
-def _decode_png(data: bytes, path: Path) -> npt.NDArray[Any]:
-    from moge_core.io.png import GREY, decode_png, parse_png
+def not_16_bit(path: Path, found: str) -> FormatError:
+    """The error of a depth map that is no measurement."""
+    fix = "An 8-bit picture of depth is for looking at; use the files with the measured values."
+    return FormatError(path, "must be a 16-bit grey PNG or PGM", found=found, fix=fix)
 
+
+def _decode_png(data: bytes, path: Path) -> npt.NDArray[Any]:
     header = parse_png(data, str(path))
-    if (header.bit_depth, header.color_type) != (16, GREY):
-        raise _not_16_bit(path, header.pixel_format)
+    if header.color_type != GREY or header.bit_depth not in {8, 16}:
+        raise not_16_bit(path, header.pixel_format)
     return decode_png(data, str(path), header)
 
 
 def _decode_pgm(data: bytes, path: Path) -> npt.NDArray[Any]:
-    from moge_core.io import limits
-
     match = _PGM_HEADER.match(data)
     if match is None:
         raise FormatError(path, "must be a binary PGM", found=f"a header that reads {data[:20]!r}")
     width, height, greatest = (int(group) for group in match.groups())
-    if not 255 < greatest <= 65535:
-        raise _not_16_bit(path, f"a PGM with values up to {greatest}")
+    if not 0 < greatest <= 65535:
+        raise not_16_bit(path, f"a PGM with values up to {greatest}")
     limits.check_pixel_count(str(path), width, height)
-    if len(data) - match.end() < 2 * width * height:
+    dtype = np.dtype(np.uint8 if greatest < 256 else ">u2")
+    if len(data) - match.end() < dtype.itemsize * width * height:
         raise FormatError(path, "must not be truncated", found=f"{len(data):,} bytes for {width}x{height} pixels")
-    values = np.frombuffer(data, dtype=">u2", count=width * height, offset=match.end())
-    return values.reshape(height, width).astype(np.uint16)
-
-
-def _not_16_bit(path: Path, found: str) -> FormatError:
-    fix = "An 8-bit picture of depth is for looking at; use the files with the measured values."
-    return FormatError(path, "must be a 16-bit grey PNG or PGM", found=found, fix=fix)
+    values = np.frombuffer(data, dtype=dtype, count=width * height, offset=match.end())
+    return values.reshape(height, width).astype(dtype.newbyteorder("="))
 
 
 def _matching(

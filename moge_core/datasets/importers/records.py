@@ -1,0 +1,144 @@
+"""What an importer says of each frame: the contract between the layouts of data and the one writer of instances.
+
+An importer is a generator of records. A record names files and says what their values mean; it decodes nothing, so a
+million of them are made in seconds. `writing.run_import` reads what they name and writes the instances.
+
+    yield Record("scene/0001", Stored(image_path), StoredDepth(depth_path, scale=1000), PixelIntrinsics(525, 525, 319.5, 239.5))
+
+A frame that cannot become an instance is yielded as a `Finding` instead, so that nothing is passed by in silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from moge_core.datasets.importers.intrinsics import PixelIntrinsics
+from moge_core.errors import InputError
+
+DepthKind: TypeAlias = Literal["z", "ray", "disparity", "inverse"]
+DEPTH_KINDS: tuple[str, ...] = get_args(DepthKind)
+
+Read: TypeAlias = Callable[[Path], npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A picture or an array in a file.
+
+    Attributes:
+        path: the file.
+        read: how to read it; by default as a picture (for images) or as its suffix says (for arrays).
+        part: which part of a file that holds many, for people and for telling records apart.
+    """
+
+    path: Path
+    read: Read | None = field(default=None, repr=False, compare=False)
+    part: str = ""
+
+
+@dataclass(frozen=True)
+class StoredDepth(Stored):
+    """A depth map (H, W) in a file, and what its values mean.
+
+    Attributes:
+        kind: `z` along the optical axis, `ray` distance from the camera, `disparity` in pixels of this map, or
+            `inverse` of z.
+        scale: stored units a metre (z, ray), a pixel (disparity) or 1 / metre (inverse): the value meant is
+            stored / scale. None is 1000 (millimetres) for integers of z and ray, and else 1.
+        invalid: stored values that mean unknown, besides 0, which no depth is.
+        far_from: stored z or ray values from here on are infinitely far; None where the file says so by +Inf.
+        baseline: metres between the cameras of a disparity. Without it the depth has no unit.
+        doffs: pixels between the principal points, added to a disparity (Middlebury's name).
+    """
+
+    kind: DepthKind = "z"
+    scale: float | None = None
+    invalid: tuple[float, ...] = ()
+    far_from: float | None = None
+    baseline: float | None = None
+    doffs: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse what no depth map can be.
+
+        Raises:
+            InputError: naming the attribute.
+        """
+        if self.kind not in DEPTH_KINDS:
+            raise InputError("kind", f"must be one of {', '.join(DEPTH_KINDS)}", found=repr(self.kind))
+        for name in ("scale", "far_from", "baseline"):
+            value = getattr(self, name)
+            if value is not None and not (np.isfinite(value) and value > 0):
+                raise InputError(name, "must be a positive number", found=value)
+        if not np.isfinite(self.doffs):
+            raise InputError("doffs", "must be a finite number of pixels", found=self.doffs)
+        if self.kind != "disparity" and (self.baseline is not None or self.doffs):
+            raise InputError("baseline and doffs", "belong to the kind disparity", found=f"kind {self.kind}")
+
+
+@dataclass(frozen=True)
+class StoredPoints(Stored):
+    """A LiDAR sweep. `read` gives its points (N, 3) in metres in this camera's axes (x right, y down, z forward).
+
+    Attributes:
+        drop_hidden: leave out points behind nearer ones, which the sensor saw past the edge of what hides them from
+            the camera; see `projection.project_points`.
+    """
+
+    drop_hidden: bool = True
+
+
+@dataclass(frozen=True)
+class Record:
+    """One frame, as a layout has it.
+
+    Attributes:
+        name: path of the instance that it becomes, relative to the dataset.
+        image: the picture.
+        depth: the depth map or the points.
+        camera: pixel intrinsics, of the image unless they name another size.
+        normal: (H, W, 3) unit vectors in OpenCV axes, NaN unknown.
+        mask: (H, W), true where the depth can be trusted; elsewhere it becomes unknown.
+        segmentation: (H, W) integer ids.
+        labels: names of the segmentation's ids, {name: id}.
+        depth_unit: metres a unit of the written depth; None where nobody knows (scale-free reconstructions).
+        extra_files: other files that the record was made from, such as calibrations.
+        notes: what a person should know about how this frame was read.
+    """
+
+    name: str
+    image: Stored
+    depth: StoredDepth | StoredPoints
+    camera: PixelIntrinsics
+    normal: Stored | None = None
+    mask: Stored | None = None
+    segmentation: Stored | None = None
+    labels: Mapping[str, int] = field(default_factory=dict)
+    depth_unit: float | None = 1.0
+    extra_files: tuple[Path, ...] = field(default=(), repr=False)
+    notes: tuple[str, ...] = field(default=(), repr=False)
+
+    @property
+    def is_metric(self) -> bool:
+        """Whether the written depth has a unit: a disparity without a baseline has none."""
+        no_baseline = (
+            isinstance(self.depth, StoredDepth) and self.depth.kind == "disparity" and self.depth.baseline is None
+        )
+        return self.depth_unit is not None and not no_baseline
+
+    def parts(self) -> Iterator[tuple[str, Stored]]:
+        """Every stored part with its name."""
+        for name in ("image", "depth", "normal", "mask", "segmentation"):
+            part = getattr(self, name)
+            if part is not None:
+                yield name, part
+
+    def files(self) -> list[Path]:
+        """Every file that the record was made from, each once."""
+        return list(dict.fromkeys([*(part.path for _, part in self.parts()), *self.extra_files]))
