@@ -73,8 +73,8 @@ def project_points(
     """Sparse depth map of a point cloud: the nearest point of each pixel.
 
     A LiDAR sits beside the camera and looks past the edges of near things at what the camera cannot see there. Such
-    points would stand in the middle of the thing that hides them. With `drop_hidden` a point goes where nearly all others
-    around it are much nearer: a far return among those of a near surface is behind that surface.
+    points would stand in the middle of the thing that hides them. With `drop_hidden` a point goes where nearly all
+    others around it are much nearer: a far return among those of a near surface is behind that surface.
 
     Args:
         points: (N, 3) in camera axes; those with z <= 0 or not finite are not seen.

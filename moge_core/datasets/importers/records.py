@@ -3,7 +3,8 @@
 An importer is a generator of records. A record names files and says what their values mean; it decodes nothing, so a
 million of them are made in seconds. `writing.run_import` reads what they name and writes the instances.
 
-    yield Record("scene/0001", Stored(image_path), StoredDepth(depth_path, scale=1000), PixelIntrinsics(525, 525, 319.5, 239.5))
+    camera = PixelIntrinsics(525, 525, 319.5, 239.5)
+    yield Record("scene/0001", Stored(image_path), StoredDepth(depth_path, scale=1000), camera)
 
 A frame that cannot become an instance is yielded as a `Finding` instead, so that nothing is passed by in silence.
 """

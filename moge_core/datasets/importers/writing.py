@@ -324,7 +324,7 @@ class _Writer:
         if any(existing.get(name) != origin[name] for name in ("image", "depth")):
             found = f"one made from {existing.get('image')} and {existing.get('depth')}"
             raise InstanceError(folder, "must not hold the instance of other files", found=found, fix=fix)
-        # The change time moves whenever a file is written or put in another's place, even if its modification time is old.
+        # The change time moves whenever a file is written or replaced, even if its modification time is old.
         changed = max(file.stat().st_ctime_ns for file in record.files())
         names = [IMAGE_NAME, DEPTH_NAME]
         names += [
