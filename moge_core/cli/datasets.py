@@ -108,30 +108,47 @@ def import_rgbd_folder_command(source: Path, out: Path, label_type: str, strict:
 @click.option(
     "--rebuild", is_flag=True, help="Read everything again and replace a list of your own, which is kept as .bak."
 )
+@click.option(
+    "--val-fraction",
+    type=float,
+    metavar="SHARE",
+    help="Also write .train.txt and .val.txt with this share of the scenes (folders above instances) held out.",
+)
 @click.option("--strict", is_flag=True, help=f"Exit with {EXIT_FINDINGS} if any instance is broken.")
 @verbose
-def index_command(dataset: Path, depth_name: str, index_name: str, rebuild: bool, strict: bool) -> None:
+def index_command(
+    dataset: Path, depth_name: str, index_name: str, rebuild: bool, val_fraction: float | None, strict: bool
+) -> None:
     """List the instances of DATASET in .index.txt and record what is known of each.
 
     Only new and changed instances are read. Broken ones are told and left out. A list that you wrote yourself is
     checked and kept as it is.
     """
-    from moge_core.datasets import index_dataset
+    from moge_core.datasets import index_dataset, split_dataset
 
     with progress_bar("Reading") as progress:
         report = index_dataset(
             dataset, index_name=index_name, depth_name=depth_name, rebuild=rebuild, progress=progress
         )
-    whose = "your own list, left as it is" if report.adopted else "written"
+    whose = "left as it is" if report.adopted else "written"
     click.echo(f"{report.index_path}: {len(report.instances)} instances ({whose})")
     click.echo(f"  looked at {report.num_scanned}, read {report.num_read} that were new or changed")
     if report.backup_path is not None:
         click.echo(f"  your own list was kept as {report.backup_path.name}")
+    if report.quarantined:
+        click.echo(f"  {len(report.quarantined)} in quarantine, left out")
     _print_findings(report.findings)
     if report.num_broken:
-        what = "in your list, which training skips" if report.adopted else "left out"
+        what = "in the list, which training skips" if report.adopted else "left out"
         click.echo(f"  {report.num_broken} broken instance{'s' if report.num_broken > 1 else ''} {what}")
     click.echo(f"  digest {report.digest[:16]}")
+    if val_fraction is not None:
+        split = split_dataset(dataset, val_fraction, rebuild=rebuild)
+        held_out, scenes = split.num_scenes
+        click.echo(
+            f"  .train.txt: {len(split.train)} instances; .val.txt: {len(split.validation)}"
+            f" ({held_out} of {scenes} scenes)"
+        )
     if strict and report.num_broken:
         sys.exit(EXIT_FINDINGS)
 
@@ -141,29 +158,91 @@ def index_command(dataset: Path, depth_name: str, index_name: str, rebuild: bool
 @depth_option
 @index_option
 @click.option("--quick", is_flag=True, help="Read headers and meta.json only.")
+@click.option("--label-type", help="Of the training configuration. Default: what each meta.json says.")
+@click.option("--depth-unit", type=float, help="Metres a unit of depth. Default: what each meta.json says.")
+@click.option(
+    "--settings",
+    type=click.Path(path_type=Path),
+    help="Thresholds, a JSON file. Default: the dataset's .moge/validation.json, where it has one.",
+)
+@click.option("--quarantine", "put_aside", is_flag=True, help="Put instances with errors aside; see `moge quarantine`.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 @verbose
-def validate_command(dataset: Path, depth_name: str, index_name: str, quick: bool, as_json: bool) -> None:
-    """Check every instance that a list of DATASET names. Exits with 1 when one is broken."""
+def validate_command(
+    dataset: Path, depth_name: str, index_name: str, quick: bool, put_aside: bool, as_json: bool, **options: Any
+) -> None:
+    """Check every instance that a list of DATASET names. Exits with 1 when one is broken.
+
+    Every rule is explained in docs/validation.md.
+    """
     import dataclasses
 
-    from moge_core.datasets import read_index, validate_dataset
+    from moge_core.datasets import quarantine_instances, validate_dataset
 
+    counted = [0]
     with progress_bar("Checking") as progress:
+
+        def update(done: int, total: int) -> None:
+            counted[0] = total
+            progress(done, total)
+
         findings = validate_dataset(
-            dataset, index_name=index_name, depth_name=depth_name, full=not quick, progress=progress
+            dataset, index_name=index_name, depth_name=depth_name, full=not quick, progress=update, **options
         )
+    broken = {
+        finding.instance: f"{finding.rule}: {finding.evidence}"
+        for finding in reversed(findings)
+        if finding.severity == "error" and (dataset / finding.instance).is_dir()
+    }
     num_errors = sum(finding.severity == "error" for finding in findings)
-    num_instances = len(read_index(dataset, index_name))
     if as_json:
         rows = [dataclasses.asdict(finding) for finding in findings]
-        click.echo(json.dumps({"dataset": str(dataset), "num_instances": num_instances, "findings": rows}, indent=2))
+        by_rule = Counter(finding.rule for finding in findings)
+        document = {
+            "dataset": str(dataset),
+            "num_instances": counted[0],
+            "num_errors": num_errors,
+            "num_warnings": len(findings) - num_errors,
+            "rules": dict(sorted(by_rule.items())),
+            "findings": rows,
+        }
+        click.echo(json.dumps(document, indent=2))
     else:
         num_warnings = len(findings) - num_errors
-        click.echo(f"{dataset}: {num_instances} instances, {num_errors} errors, {num_warnings} warnings")
+        click.echo(f"{dataset}: {counted[0]} instances, {num_errors} errors, {num_warnings} warnings")
         _print_findings(findings)
+    if put_aside and broken:
+        num_new = quarantine_instances(dataset, broken)
+        click.echo(f"{num_new} instances were put into quarantine; `moge index {dataset}` leaves them out", err=as_json)
     if num_errors:
         sys.exit(EXIT_FINDINGS)
+
+
+@click.command("quarantine")
+@click.argument("dataset", type=click.Path(path_type=Path))
+@click.argument("instances", nargs=-1)
+@click.option("--reason", default="put aside by hand", show_default=True, help="Why; it is kept with each.")
+@click.option("--release", "to_release", is_flag=True, help="Take the instances out of quarantine again.")
+@verbose
+def quarantine_command(dataset: Path, instances: tuple[str, ...], reason: str, to_release: bool) -> None:
+    """Keep INSTANCES of DATASET out of its list without deleting them; without instances, list what is put aside.
+
+    `moge index` obeys it at its next run.
+    """
+    from moge_core.datasets import quarantine_instances, read_quarantine, release_instances
+    from moge_core.datasets.layout import resolve_dataset
+
+    if not instances:
+        held = read_quarantine(resolve_dataset(dataset))
+        for instance, why in held.items():
+            click.echo(f"{instance}: {why}")
+        click.echo(f"{len(held)} in quarantine")
+        return
+    if to_release:
+        click.echo(f"{release_instances(dataset, instances)} released\nNext: moge index {dataset}")
+    else:
+        num_new = quarantine_instances(dataset, dict.fromkeys(instances, reason))
+        click.echo(f"{num_new} put into quarantine\nNext: moge index {dataset}")
 
 
 @click.command("inspect")

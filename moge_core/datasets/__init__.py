@@ -10,12 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from moge_core.datasets.importers import ImportReport, import_rgbd_folder
-    from moge_core.datasets.index import IndexReport, dataset_fingerprint, index_dataset, index_digest
+    from moge_core.datasets.index import (
+        IndexReport,
+        SplitReport,
+        dataset_fingerprint,
+        index_dataset,
+        index_digest,
+        split_dataset,
+    )
     from moge_core.datasets.inspection import inspect_dataset
     from moge_core.datasets.layout import Finding, read_index
     from moge_core.datasets.quality import QualityReport, write_quality_report
+    from moge_core.datasets.quarantine import quarantine_instances, read_quarantine, release_instances
     from moge_core.datasets.sample_scenes import render_sample_scenes
-    from moge_core.datasets.validation import RULES, validate_dataset
+    from moge_core.datasets.validation import RULES, ValidationSettings, validate_dataset
 
 __all__ = [
     "RULES",
@@ -23,13 +31,19 @@ __all__ = [
     "ImportReport",
     "IndexReport",
     "QualityReport",
+    "SplitReport",
+    "ValidationSettings",
     "dataset_fingerprint",
     "import_rgbd_folder",
     "index_dataset",
     "index_digest",
     "inspect_dataset",
+    "quarantine_instances",
     "read_index",
+    "read_quarantine",
+    "release_instances",
     "render_sample_scenes",
+    "split_dataset",
     "validate_dataset",
     "write_quality_report",
 ]
@@ -40,13 +54,19 @@ _HOME = {
     "ImportReport": "importers",
     "IndexReport": "index",
     "QualityReport": "quality",
+    "SplitReport": "index",
+    "ValidationSettings": "validation",
     "dataset_fingerprint": "index",
     "import_rgbd_folder": "importers",
     "index_dataset": "index",
     "index_digest": "index",
     "inspect_dataset": "inspection",
+    "quarantine_instances": "quarantine",
     "read_index": "layout",
+    "read_quarantine": "quarantine",
+    "release_instances": "quarantine",
     "render_sample_scenes": "sample_scenes",
+    "split_dataset": "index",
     "validate_dataset": "validation",
     "write_quality_report": "quality",
 }

@@ -1,14 +1,16 @@
 """The list of a dataset's instances and the manifest beside it.
 
 `index_dataset` finds the instances, reads each that is new or changed, and writes `.index.txt`, sorted, without those
-that are broken. A list that this package did not write is the user's own: it is checked and adopted as it stands.
+that are broken or in quarantine; `split_dataset` writes `.train.txt` and `.val.txt` by scene. A list that this package
+did not write is the user's own: it is checked and adopted as it stands.
 """
 
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from moge_core.datasets.layout import (
@@ -27,14 +29,27 @@ from moge_core.datasets.manifest import (
     InstanceRecord,
     Manifest,
     load_manifest,
+    locked,
     manifest_path,
     save_manifest,
-    select_records,
 )
 from moge_core.datasets.parallel import parallel_map
-from moge_core.datasets.validation import examine_instance, find_repeated, instance_stamp
+from moge_core.datasets.quarantine import read_quarantine
+from moge_core.datasets.splits import TRAIN_NAME, VALIDATION_NAME, split_scenes
+from moge_core.datasets.validation import (
+    ValidationSettings,
+    compare_instances,
+    examine_instance,
+    find_repeated,
+    finding_of,
+    instance_stamp,
+    load_settings,
+)
 from moge_core.errors import DatasetError, InputError, MissingIndexError
 from moge_core.io.files import atomic_open
+
+# What was read is written down so often, so that a killed run of hours loses a minute.
+_SAVE_EVERY_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -52,6 +67,7 @@ class IndexReport:
         num_scanned: instances looked at.
         num_read: of these, the ones that were new or had changed.
         backup_path: where `rebuild` put the user's list.
+        quarantined: instances that the list leaves out because they were put aside.
     """
 
     dataset_dir: Path
@@ -64,6 +80,7 @@ class IndexReport:
     num_scanned: int
     num_read: int
     backup_path: Path | None = None
+    quarantined: tuple[str, ...] = ()
 
     @property
     def num_broken(self) -> int:
@@ -104,54 +121,130 @@ def index_dataset(
             found=index_name,
             fix="A split is a choice: write it yourself, then index it without rebuilding.",
         )
+    settings = load_settings(root)
+    with locked(root):
+        return _index(root, path, index_name, depth_name, settings, rebuild=rebuild, progress=progress)
+
+
+def _index(
+    root: Path,
+    path: Path,
+    index_name: str,
+    depth_name: str,
+    settings: ValidationSettings,
+    *,
+    rebuild: bool,
+    progress: Progress | None,
+) -> IndexReport:
     manifest = load_manifest(root)
     users_own = path.exists() and not _is_ours(manifest, path)
     if index_name != INDEX_NAME and not path.exists():
         raise MissingIndexError(
             path, "must list the split's instances", found="no such file", fix=missing_index_fix(root, index_name)
         )
-
-    adopted = users_own and not rebuild
+    # Splits that `split_dataset` wrote are checked as they are; they are made again by it alone.
+    adopted = index_name != INDEX_NAME or (users_own and not rebuild)
+    quarantined = read_quarantine(root)
     scan_findings: list[Finding] = []
     if adopted:
         listed = read_index(root, index_name)
-        scan_findings = find_repeated(listed, index_name)
+        scan_findings = find_repeated(listed, index_name, settings)
         candidates = list(dict.fromkeys(listed))
+        for name in candidates:
+            if name in quarantined:
+                told = finding_of("not-quarantined", name, f"put aside because: {quarantined[name]}", settings)
+                scan_findings += [told] if told is not None else []
     else:
-        candidates, scan_findings = scan_instances(root)
+        found, scan_findings = scan_instances(root)
+        candidates = [name for name in found if name not in quarantined]
 
-    num_read = _refresh(root, manifest, candidates, depth_name, anew=rebuild, progress=progress)
+    num_read = _refresh(root, manifest, candidates, depth_name, settings, anew=rebuild, progress=progress)
     if not adopted:
-        _forget_lost(manifest, candidates, root)
-    records = select_records(manifest, candidates, depth_name)
-    findings = scan_findings + [finding for record in records for finding in record.findings]
-    usable = [record.path for record in records if record.usable]
+        _forget_lost(manifest, {*candidates, *quarantined}, root)
+    flagged = manifest.select_with_findings(candidates, depth_name)
+    findings = scan_findings + [finding for record in flagged for finding in record.findings]
+    broken = {record.path for record in flagged if not record.usable}
+    usable = [name for name in candidates if name not in broken] if broken else candidates
     if not usable:
         save_manifest(root, manifest)
         raise _nothing_usable(root, depth_name, candidates, findings)
 
     backup: Path | None = None
     if adopted:
-        manifest.written_lists.pop(index_name, None)
+        if users_own:
+            manifest.written_lists.pop(index_name, None)
         instances = listed
     else:
         if users_own:
             backup = _back_up(path)
         instances = usable
         _write_list(root, manifest, path, instances)
+    digest = _digest(instances, manifest, depth_name)
+    findings += _comparison(manifest, candidates, index_name, depth_name, settings)
     save_manifest(root, manifest)
     return IndexReport(
         dataset_dir=root,
         index_path=path,
         manifest_path=manifest_path(root),
         instances=instances,
-        digest=_digest(instances, select_records(manifest, instances, depth_name)),
+        digest=digest,
         findings=findings,
         adopted=adopted,
         num_scanned=len(candidates),
         num_read=num_read,
         backup_path=backup,
+        quarantined=() if adopted else tuple(sorted(quarantined)),
     )
+
+
+@dataclass(frozen=True)
+class SplitReport:
+    """What splitting a dataset gave.
+
+    Attributes:
+        train, validation: instances of each list.
+        num_scenes: how many scenes were held out for validation, and of how many.
+    """
+
+    train: list[str]
+    validation: list[str]
+    num_scenes: tuple[int, int]
+
+
+def split_dataset(dataset_dir: str | Path, val_fraction: float, *, rebuild: bool = False) -> SplitReport:
+    """Write `.train.txt` and `.val.txt` from `.index.txt`, scene by scene; see `splits.split_scenes`.
+
+    Args:
+        dataset_dir: the dataset, with a list.
+        val_fraction: share of the scenes for validation.
+        rebuild: write them even where the user made one of these lists, which is kept as `<name>.bak`.
+
+    Raises:
+        MissingIndexError: there is no list.
+        DatasetError: a single scene, or a split of the user's own.
+        InputError: a fraction outside its domain.
+    """
+    from moge_core.datasets.splits import scene_of
+
+    root = resolve_dataset(dataset_dir)
+    with locked(root):
+        manifest = load_manifest(root)
+        train, validation = split_scenes(list(dict.fromkeys(read_index(root))), val_fraction)
+        paths = [root / TRAIN_NAME, root / VALIDATION_NAME]
+        own = [path for path in paths if path.exists() and not _is_ours(manifest, path)]
+        if own and not rebuild:
+            raise DatasetError(
+                own[0],
+                "must not be replaced: this list is your own",
+                fix="Say --rebuild to have it written anew; yours is kept as .bak.",
+            )
+        for path in own:
+            _back_up(path)
+        for path, instances in zip(paths, (train, validation), strict=True):
+            _write_list(root, manifest, path, instances)
+        save_manifest(root, manifest)
+    held_out, scenes = ({scene_of(name) for name in names} for names in (validation, [*train, *validation]))
+    return SplitReport(train, validation, (len(held_out), len(scenes)))
 
 
 def index_digest(dataset_dir: str | Path, index_name: str = INDEX_NAME, *, depth_name: str = DEPTH_NAME) -> str:
@@ -164,8 +257,7 @@ def index_digest(dataset_dir: str | Path, index_name: str = INDEX_NAME, *, depth
         MissingIndexError, DatasetError: as `read_index`.
     """
     root = resolve_dataset(dataset_dir)
-    instances = read_index(root, index_name)
-    return _digest(instances, select_records(load_manifest(root), instances, depth_name))
+    return _digest(read_index(root, index_name), load_manifest(root), depth_name)
 
 
 def dataset_fingerprint(dataset_dir: str | Path) -> str:
@@ -193,36 +285,67 @@ def dataset_fingerprint(dataset_dir: str | Path) -> str:
 
 
 def _refresh(
-    root: Path, manifest: Manifest, instances: Sequence[str], depth_name: str, *, anew: bool, progress: Progress | None
+    root: Path,
+    manifest: Manifest,
+    instances: Sequence[str],
+    depth_name: str,
+    settings: ValidationSettings,
+    *,
+    anew: bool,
+    progress: Progress | None,
 ) -> int:
     """Read the instances whose files are not those that the manifest knows; return how many."""
+    if manifest.notes.get("settings") != settings.digest():
+        # Records of former thresholds go, those of other depth files too: they are read again when they are indexed.
+        for path, other in list(manifest.keys()):
+            manifest.drop(path, other)
+        manifest.notes["settings"] = settings.digest()
+    known = {} if anew else manifest.column("stamp", depth_name)
+    base = f"{root}/"
+    outdated = [name for name in instances if known.get(name) != instance_stamp(base + name, depth_name)]
 
-    def current(instance: str) -> InstanceRecord | None:
-        known = manifest.records.get((instance, depth_name))
-        if anew or known is None or known.stamp != instance_stamp(root / instance, depth_name):
-            return None
-        return known
+    def read(instance: str) -> InstanceRecord:
+        return examine_instance(root, instance, depth_name, settings=settings)
 
-    def read(instance: str) -> tuple[InstanceRecord, bool]:
-        known = current(instance)
-        return (known, False) if known is not None else (examine_instance(root, instance, depth_name), True)
-
-    num_read = 0
+    saved_at = time.monotonic()
     try:
-        for record, was_read in parallel_map(read, instances, progress):
-            manifest.records[(record.path, depth_name)] = record
-            num_read += was_read
+        for record in parallel_map(read, outdated, progress):
+            manifest.put(record)
+            if time.monotonic() - saved_at > _SAVE_EVERY_S:
+                save_manifest(root, manifest)
+                saved_at = time.monotonic()
     except BaseException:
         # What was read so far is not read again next time.
         save_manifest(root, manifest)
         raise
-    return num_read
+    return len(outdated)
 
 
-def _forget_lost(manifest: Manifest, instances: Sequence[str], root: Path) -> None:
-    kept = set(instances)
-    for key in [key for key in manifest.records if key[0] not in kept and not (root / key[0]).is_dir()]:
-        del manifest.records[key]
+def _comparison(
+    manifest: Manifest, instances: Sequence[str], index_name: str, depth_name: str, settings: ValidationSettings
+) -> list[Finding]:
+    """Findings of comparing the instances; remembered, because comparing a million takes longer than finding no change.
+
+    Instances are compared with those beside them, so the remembered ones hold as long as nothing changed anywhere.
+    """
+    key = f"comparison of {index_name} with {depth_name}"
+    digest = _digest(instances, manifest, depth_name)
+    remembered = manifest.notes.get(key)
+    if remembered is not None and remembered["digest"] == digest and remembered["settings"] == settings.digest():
+        return [Finding(**finding) for finding in remembered["findings"]]
+    found = compare_instances(manifest.select(instances, depth_name), settings)
+    manifest.notes[key] = {
+        "digest": digest,
+        "settings": settings.digest(),
+        "findings": [asdict(finding) for finding in found],
+    }
+    return found
+
+
+def _forget_lost(manifest: Manifest, kept: set[str], root: Path) -> None:
+    for path, depth_name in list(manifest.keys()):
+        if path not in kept and not (root / path).is_dir():
+            manifest.drop(path, depth_name)
 
 
 def _nothing_usable(
@@ -273,8 +396,8 @@ def _is_ours(manifest: Manifest, path: Path) -> bool:
     return hashlib.sha256(path.read_bytes()).hexdigest() in manifest.written_lists.get(path.name, ())
 
 
-def _digest(instances: Sequence[str], records: Sequence[InstanceRecord]) -> str:
-    fingerprints = {record.path: record.fingerprint for record in records}
+def _digest(instances: Sequence[str], manifest: Manifest, depth_name: str) -> str:
+    fingerprints = manifest.column("fingerprint", depth_name)
     digest = hashlib.sha256()
     for instance in instances:
         digest.update(f"{instance}\0{fingerprints.get(instance, '')}\n".encode())

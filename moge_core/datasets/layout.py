@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from moge_core.errors import DatasetError, InputError, InstanceError, MissingIndexError
@@ -85,47 +85,52 @@ def scan_instances(root: Path) -> tuple[list[str], list[Finding]]:
     """
     instances: list[str] = []
     findings: list[Finding] = []
-    stack = [root]
+    top = os.fspath(root)
+    stack = [top]
     while stack:
         folder = stack.pop()
-        where = folder.relative_to(root).as_posix()
+        # Plain strings: a Path for each of a million folders costs more than reading it.
+        where = folder[len(top) + 1 :] or "."
+        is_instance, has_image = False, False
         try:
-            entries = list(os.scandir(folder))
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.name == META_NAME:
+                        is_instance = folder != top
+                    elif entry.is_dir(follow_symlinks=False):
+                        if entry.name != STATE_DIR:
+                            stack.append(entry.path)
+                    elif entry.is_symlink() and entry.is_dir():
+                        findings.append(_link_not_entered(entry, top))
+                    elif entry.name == IMAGE_NAME:
+                        has_image = True
         except OSError as error:
             findings.append(
                 Finding(where, "folder-readable", "error", str(error), "Give this user the right to read the folder.")
             )
             continue
-        for entry in entries:
-            if entry.name == META_NAME and folder != root:
-                if _fits_a_line(where):
-                    instances.append(where)
-                else:
-                    findings.append(
-                        Finding(
-                            repr(where),
-                            "listable-path",
-                            "error",
-                            "the path has a line break, a backslash or bytes that are no UTF-8",
-                            "Rename the folder.",
-                        )
-                    )
-            elif entry.is_dir(follow_symlinks=False):
-                if entry.name != STATE_DIR:
-                    stack.append(Path(entry.path))
-            elif entry.is_symlink() and entry.is_dir():
-                findings.append(
-                    Finding(
-                        Path(entry.path).relative_to(root).as_posix(),
-                        "inside-root",
-                        "warning",
-                        f"a link to {Path(entry.path).readlink()}; linked folders are not entered",
-                        "Move or copy the data here, or make the linked folder a dataset of its own.",
-                    )
-                )
+        if is_instance and _fits_a_line(where):
+            instances.append(where)
+        elif is_instance:
+            evidence = "the path has a line break, a backslash or bytes that are no UTF-8"
+            findings.append(Finding(repr(where), "listable-path", "error", evidence, "Rename the folder."))
+        elif has_image and folder != top:
+            evidence = f"{IMAGE_NAME} lies there without {META_NAME}, so this is no instance"
+            findings.append(Finding(where, "files-present", "error", evidence, "Add the camera, or remove the folder."))
     instances.sort()
     findings.sort(key=lambda finding: finding.instance)
     return instances, findings
+
+
+def _link_not_entered(entry: os.DirEntry[str], top: str) -> Finding:
+    target = Path(entry.path).readlink()
+    return Finding(
+        entry.path[len(top) + 1 :],
+        "inside-root",
+        "warning",
+        f"a link to {target}; linked folders are not entered",
+        "Move or copy the data here, or make the linked folder a dataset of its own.",
+    )
 
 
 def read_index(dataset_dir: str | Path, index_name: str = INDEX_NAME) -> list[str]:
@@ -135,6 +140,21 @@ def read_index(dataset_dir: str | Path, index_name: str = INDEX_NAME) -> list[st
         MissingIndexError: the list does not exist.
         DatasetError: a line is blank, absolute, leaves the dataset (by `..` or through a link) or is no POSIX path,
             or the list is empty or no UTF-8 text.
+    """
+    instances = []
+    for line, problem in check_index(dataset_dir, index_name):
+        if problem is not None:
+            raise problem
+        instances.append(line)
+    return instances
+
+
+def check_index(dataset_dir: str | Path, index_name: str = INDEX_NAME) -> Iterator[tuple[str, DatasetError | None]]:
+    """Every line of a list, with what is wrong with it.
+
+    Raises:
+        MissingIndexError: the list does not exist.
+        DatasetError: the list is empty or no UTF-8 text.
     """
     root = Path(dataset_dir).resolve()
     path = index_path(root, index_name)
@@ -150,15 +170,22 @@ def read_index(dataset_dir: str | Path, index_name: str = INDEX_NAME) -> list[st
         raise DatasetError(path, "must list at least one instance", found="an empty file")
     inside: dict[str, bool] = {}
     for number, line in enumerate(lines, start=1):
-        check_entry(line, where=f"{path}:{number}")
-        if not _stays_inside(root, line, inside):
-            raise DatasetError(
-                f"{path}:{number}",
-                "must name a folder inside the dataset",
-                found=f"{line!r}, which a link leads out to {(root / line).resolve()}",
-                fix="Copy the data into the dataset, or make the linked folder a dataset of its own.",
-            )
-    return lines
+        yield line, _problem_of_entry(root, line, f"{path}:{number}", inside)
+
+
+def _problem_of_entry(root: Path, line: str, where: str, inside: dict[str, bool]) -> DatasetError | None:
+    try:
+        check_entry(line, where=where)
+    except DatasetError as problem:
+        return problem
+    if _stays_inside(root, line, inside):
+        return None
+    return DatasetError(
+        where,
+        "must name a folder inside the dataset",
+        found=f"{line!r}, which a link leads out to {(root / line).resolve()}",
+        fix="Copy the data into the dataset, or make the linked folder a dataset of its own.",
+    )
 
 
 def index_path(root: Path, index_name: str) -> Path:
@@ -189,11 +216,11 @@ def check_entry(line: str, where: object) -> None:
     rule = "must be an instance's path relative to the dataset"
     if not line.strip():
         raise DatasetError(where, rule, found="a blank line", fix="Delete the line.")
-    if PurePosixPath(line).is_absolute() or PureWindowsPath(line).drive:
+    if line.startswith("/") or (line[1:2] == ":" and line[0].isalpha()):
         raise DatasetError(where, rule, found=f"the absolute path {line!r}", fix="Cut the dataset's folder off it.")
     if "\\" in line:
         raise DatasetError(where, rule, found=f"backslashes in {line!r}", fix="Write `/` between folders.")
-    parts = PurePosixPath(line).parts
+    parts = {part for part in line.split("/") if part not in {"", "."}}
     if ".." in parts or not parts or "\0" in line:
         raise DatasetError(where, rule, found=repr(line), fix="An instance lies inside the dataset's folder.")
 
@@ -251,9 +278,11 @@ def _fits_a_line(instance: str) -> bool:
 def _stays_inside(root: Path, instance: str, known: dict[str, bool]) -> bool:
     # Instances share their parent folders, so each folder is looked at once.
     if instance not in known:
-        parent = PurePosixPath(instance).parent.as_posix()
-        path = root / instance
-        known[instance] = (parent == "." or _stays_inside(root, parent, known)) and (
-            not path.is_symlink() or path.resolve().is_relative_to(root)
+        parent = instance.rpartition("/")[0] or "."
+        inside = parent == "." or _stays_inside(root, parent, known)
+        path = f"{root}/{instance}"
+        known[instance] = inside and (
+            not os.path.islink(path)  # noqa: PTH114 - see `scan_instances`
+            or Path(path).resolve().is_relative_to(root)
         )
     return known[instance]

@@ -1,15 +1,17 @@
 """`.moge/manifest.parquet`: what is known of each instance, and which lists this package wrote.
 
 One row an instance and depth file: where it is, when and how it was read, its sizes, depth statistics and findings.
-The table spares later runs from reading unchanged instances again; deleting it costs time, nothing else.
+The table spares later runs from reading unchanged instances again; deleting it costs time, nothing else. It stays in
+columns: a million unchanged instances are compared by their stamps without becoming a million objects.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +23,14 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 MANIFEST_NAME = "manifest.parquet"
-_VERSION = 1
+LOCK_NAME = "lock"
+_VERSION = 2
 _METADATA_KEY = b"moge"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class InstanceRecord:
-    """What reading one instance gave. Numbers are None where the instance did not let them be read.
+    """What reading one instance gave. Values are None where the instance did not let them be read.
 
     Attributes:
         path: the instance as a list names it.
@@ -37,7 +40,10 @@ class InstanceRecord:
         width, height: size of the image in pixels.
         depth_min, depth_median, depth_max: of the finite depth, in the unit of the dataset.
         valid_share, inf_share: shares of all pixels that are finite and infinitely far.
-        fov_x: horizontal field of view in degrees.
+        fov_x, fov_y: fields of view in degrees.
+        depth_unit: metres a unit of depth, as meta.json says.
+        camera_height: of the camera above the floor or road, in the unit of the dataset, where one is seen.
+        image_digest, depth_digest: of these files alone, to find copies.
         findings: what is wrong.
     """
 
@@ -53,6 +59,11 @@ class InstanceRecord:
     valid_share: float | None = None
     inf_share: float | None = None
     fov_x: float | None = None
+    fov_y: float | None = None
+    depth_unit: float | None = None
+    camera_height: float | None = None
+    image_digest: str | None = None
+    depth_digest: str | None = None
     findings: tuple[Finding, ...] = ()
 
     @property
@@ -61,18 +72,139 @@ class InstanceRecord:
         return all(finding.severity != "error" for finding in self.findings)
 
 
-@dataclass
 class Manifest:
-    """The table in memory.
+    """The table in memory: columns as they were read, and what was read anew since.
 
     Attributes:
-        records: by (instance, depth file name).
         written_lists: digests of each list that this package wrote, by the list's name; two while a list is being
             replaced. A list on disk with another digest is the user's own.
+        notes: what else is remembered between runs, by name: values that JSON has.
     """
 
-    records: dict[tuple[str, str], InstanceRecord] = field(default_factory=dict)
-    written_lists: dict[str, list[str]] = field(default_factory=dict)
+    def __init__(
+        self,
+        table: pa.Table | None = None,
+        written_lists: dict[str, list[str]] | None = None,
+        notes: dict[str, Any] | None = None,
+    ) -> None:
+        self._table = table
+        self._fresh: dict[tuple[str, str], InstanceRecord] = {}
+        self._dropped: set[tuple[str, str]] = set()
+        self._rows: dict[str, dict[str, int]] | None = None
+        self.written_lists = written_lists or {}
+        self.notes = notes or {}
+        self._saved_header = self._header()
+
+    @property
+    def records(self) -> dict[tuple[str, str], InstanceRecord]:
+        """All records by (instance, depth file name), as objects."""
+        merged = {} if self._table is None else {_key(row): _record(row) for row in self._table.to_pylist()}
+        for key in self._dropped:
+            merged.pop(key, None)
+        return merged | self._fresh
+
+    def put(self, record: InstanceRecord) -> None:
+        """Remember what reading an instance gave."""
+        key = (record.path, record.depth_name)
+        self._dropped.discard(key)
+        self._fresh[key] = record
+
+    def drop(self, path: str, depth_name: str) -> None:
+        """Forget an instance."""
+        self._fresh.pop((path, depth_name), None)
+        self._dropped.add((path, depth_name))
+
+    def keys(self) -> Iterator[tuple[str, str]]:
+        """(instance, depth file name) of every record."""
+        for depth_name, rows in self._positions().items():
+            for path in rows:
+                key = (path, depth_name)
+                if key not in self._fresh and key not in self._dropped:
+                    yield key
+        yield from self._fresh
+
+    def column(self, name: str, depth_name: str) -> dict[str, Any]:
+        """One column by instance, for a depth file."""
+        values: dict[str, Any] = {}
+        if self._table is not None:
+            column = self._table[name].to_pylist()
+            dropped = {path for path, other in self._dropped if other == depth_name}
+            rows = self._positions().get(depth_name, {})
+            values = {path: column[row] for path, row in rows.items() if path not in dropped}
+        values |= {path: getattr(record, name) for (path, other), record in self._fresh.items() if other == depth_name}
+        return values
+
+    def select(self, instances: Iterable[str], depth_name: str) -> list[InstanceRecord]:
+        """Records of `instances` in their order, without those that were never read."""
+        import pyarrow as pa
+
+        rows = self._positions().get(depth_name, {})
+        wanted = list(instances)
+        stored = [rows[path] for path in wanted if path in rows and (path, depth_name) not in self._dropped]
+        found: dict[str, InstanceRecord] = {}
+        if stored and self._table is not None:
+            found = {row["path"]: _record(row) for row in self._table.take(pa.array(stored, pa.int64())).to_pylist()}
+        found |= {path: record for (path, other), record in self._fresh.items() if other == depth_name}
+        return [found[path] for path in wanted if path in found]
+
+    def select_with_findings(self, instances: Iterable[str], depth_name: str) -> list[InstanceRecord]:
+        """As `select`, of the instances with findings only; quick where few have any."""
+        import pyarrow.compute as pc
+
+        flagged: set[str] = set()
+        if self._table is not None and self._table.num_rows:
+            lengths = pc.list_value_length(self._table["findings"])
+            flagged = set(self._table.filter(pc.greater(pc.fill_null(lengths, 0), 0))["path"].to_pylist())
+        flagged |= {path for path, _ in self._fresh}
+        records = self.select((path for path in instances if path in flagged), depth_name)
+        return [record for record in records if record.findings]
+
+    @property
+    def changed(self) -> bool:
+        """True when the file does not hold this yet."""
+        return bool(self._fresh or self._dropped) or self._header() != self._saved_header
+
+    def merged(self) -> pa.Table:
+        """The table with what was read anew, sorted by instance and depth file."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        schema = _schema()
+        parts = []
+        if self._table is not None:
+            gone = {*self._fresh, *self._dropped}
+            rows = self._positions()
+            lost = {rows[name][path] for path, name in gone if path in rows.get(name, {})}
+            kept = [row for row in range(self._table.num_rows) if row not in lost] if lost else None
+            parts.append(self._table if kept is None else self._table.take(pa.array(kept, pa.int64())))
+        if self._fresh:
+            rows_anew = [dataclasses.asdict(record) for record in self._fresh.values()]
+            parts.append(pa.Table.from_pylist(rows_anew, schema=schema))
+        table = pa.concat_tables(parts).combine_chunks() if parts else schema.empty_table()
+        if self._fresh:
+            table = table.take(pc.sort_indices(table, sort_keys=[("path", "ascending"), ("depth_name", "ascending")]))
+        return table.replace_schema_metadata({_METADATA_KEY: self._header().encode()})
+
+    def saved(self, table: pa.Table) -> None:
+        """The file now holds `table`, which `merged` gave."""
+        self._table, self._rows = table, None
+        self._fresh.clear()
+        self._dropped.clear()
+        self._saved_header = self._header()
+
+    def _header(self) -> str:
+        header = {"version": _VERSION, "written_lists": self.written_lists, "notes": self.notes}
+        return json.dumps(header, sort_keys=True)
+
+    def _positions(self) -> dict[str, dict[str, int]]:
+        """Row of each instance in the stored table, by depth file."""
+        if self._rows is None:
+            self._rows = {}
+            if self._table is not None:
+                paths, names = self._table["path"].to_pylist(), self._table["depth_name"].to_pylist()
+                for row, (path, name) in enumerate(zip(paths, names, strict=True)):
+                    self._rows.setdefault(name, {})[path] = row
+        return self._rows
 
 
 def manifest_path(root: Path) -> Path:
@@ -83,8 +215,10 @@ def manifest_path(root: Path) -> Path:
 def load_manifest(root: Path) -> Manifest:
     """The dataset's manifest, empty when there is none yet.
 
+    One of an older version is read as far as it says which lists are ours; its instances are read again.
+
     Raises:
-        DatasetError: the file is damaged or of another version.
+        DatasetError: the file is damaged or of a newer version.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -94,46 +228,75 @@ def load_manifest(root: Path) -> Manifest:
         return Manifest()
     fix = "Delete the file; `moge index` makes it again."
     try:
-        table = pq.read_table(path)
+        # Into memory: a table that maps the file would change under our hands when it is replaced.
+        table = pq.read_table(path, memory_map=False)
         header = json.loads((table.schema.metadata or {})[_METADATA_KEY])
-        version = header["version"]
-        rows = table.to_pylist()
-        records = [_record(row) for row in rows] if version == _VERSION else []
+        version = int(header["version"])
         written_lists = dict(header["written_lists"])
+        if version == _VERSION:
+            if table.schema.remove_metadata() != _schema():
+                raise DatasetError(path, "must have the columns of its version", found=table.schema.names, fix=fix)
+            return Manifest(table, written_lists, dict(header["notes"]))
     except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
         raise DatasetError(path, "must be a readable manifest", found=error, fix=fix) from error
-    if version != _VERSION:
-        raise DatasetError(path, f"must be a manifest of version {_VERSION}", found=version, fix=fix)
-    return Manifest({(record.path, record.depth_name): record for record in records}, written_lists)
+    if version > _VERSION:
+        raise DatasetError(path, f"must be a manifest of version {_VERSION} or older", found=version, fix=fix)
+    return Manifest(None, written_lists)
 
 
 def save_manifest(root: Path, manifest: Manifest) -> Path:
-    """Write the manifest in one step and return its path.
+    """Write the manifest in one step, where it changed, and return its path.
 
     Raises:
         DatasetError: `.moge/` cannot be written.
     """
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    header = json.dumps({"version": _VERSION, "written_lists": manifest.written_lists}, sort_keys=True)
-    schema = _schema().with_metadata({_METADATA_KEY: header.encode()})
-    rows = [dataclasses.asdict(record) for _, record in sorted(manifest.records.items())]
-    table = pa.Table.from_pylist(rows, schema=schema)
     path = manifest_path(root)
+    if path.exists() and not manifest.changed:
+        return path
+    table = manifest.merged()
     try:
         path.parent.mkdir(exist_ok=True)
         with atomic_open(path) as file:
             pq.write_table(table, file, compression="zstd")
     except OSError as error:
         raise DatasetError(path, "must be writable", found=error) from error
+    manifest.saved(table)
     return path
 
 
-def select_records(manifest: Manifest, instances: Iterable[str], depth_name: str) -> list[InstanceRecord]:
+def select_records(manifest: Manifest, instances: Sequence[str], depth_name: str) -> list[InstanceRecord]:
     """Records of `instances` in their order, without those that were never read."""
-    found = (manifest.records.get((instance, depth_name)) for instance in instances)
-    return [record for record in found if record is not None]
+    return manifest.select(instances, depth_name)
+
+
+@contextlib.contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """Keep other processes from changing a dataset's manifest and lists meanwhile; they wait.
+
+    Temporary files that a killed process left behind are removed, since nobody else can be writing them.
+
+    Raises:
+        DatasetError: `.moge/` cannot be written.
+    """
+    path = root / STATE_DIR / LOCK_NAME
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    try:
+        path.parent.mkdir(exist_ok=True)
+        file = path.open("a")
+    except OSError as error:
+        raise DatasetError(path.parent, "must be writable", found=error) from error
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        for folder in (root, path.parent):
+            for leftover in folder.glob(".*.tmp"):
+                leftover.unlink(missing_ok=True)
+        yield
 
 
 def _schema() -> pa.Schema:
@@ -142,10 +305,14 @@ def _schema() -> pa.Schema:
     finding = pa.struct([(name, pa.string()) for name in ("instance", "rule", "severity", "evidence", "fix")])
     columns = [(name, pa.string()) for name in ("path", "depth_name", "stamp", "fingerprint")]
     columns += [(name, pa.int32()) for name in ("width", "height")]
-    columns += [
-        (name, pa.float64()) for name in ("depth_min", "depth_median", "depth_max", "valid_share", "inf_share", "fov_x")
-    ]
+    columns += [(name, pa.float64()) for name in ("depth_min", "depth_median", "depth_max", "valid_share", "inf_share")]
+    columns += [(name, pa.float64()) for name in ("fov_x", "fov_y", "depth_unit", "camera_height")]
+    columns += [(name, pa.string()) for name in ("image_digest", "depth_digest")]
     return pa.schema([*columns, ("findings", pa.list_(finding))])
+
+
+def _key(row: dict[str, Any]) -> tuple[str, str]:
+    return row["path"], row["depth_name"]
 
 
 def _record(row: dict[str, Any]) -> InstanceRecord:

@@ -261,7 +261,7 @@ def _write(root: Path, staging: Path, seed: int, index: int, size: tuple[int, in
     with (unfinished / NORMAL_NAME).open("wb") as file:
         write_normal(file, scene.normal, compression_level=_COMPRESSION_LEVEL)
     with (unfinished / META_NAME).open("wb") as file:
-        write_meta(file, {"intrinsics": scene.intrinsics, "scene": scene.metadata})
+        write_meta(file, {"intrinsics": scene.intrinsics, "depth_unit": 1.0, "scene": scene.metadata})
     instance.parent.mkdir(parents=True, exist_ok=True)
     if instance.exists():
         # Ours, with a file missing; a folder cannot be renamed over one that is not empty.

@@ -65,7 +65,7 @@ def test_a_plain_16_bit_png_is_no_depth_map_and_the_reason_is_given(data: Path, 
     path = write_instance("x") / "depth.png"
     cv2.imwrite(str(path), np.full((12, 16), 1000, np.uint16))
     (finding,) = examine_instance(data, "x").findings
-    assert finding.rule == "depth-decodable"
+    assert finding.rule == "depth-has-range"
     assert "near" in finding.evidence
 
 
@@ -84,22 +84,22 @@ def test_depth_without_a_known_pixel_is_found(data: Path, write_instance: Write,
 
 
 @pytest.mark.parametrize(
-    ("intrinsics", "named"),
+    ("intrinsics", "rule", "named"),
     [
-        ([[525, 0, 319.5], [0, 525, 239.5], [0, 0, 1]], "pixels"),
-        ([[1, 0, 0.5], [0, -1, 0.5], [0, 0, 1]], "not positive"),
-        ([[1, 0, 1.0], [0, 1, 0.5], [0, 0, 1]], "outside the image"),
-        ([[1, 0, 0.5], [0, 1, 0.0], [0, 0, 1]], "outside the image"),
-        ([[1, 0, 0], [0, 1, 0], [0.5, 0.5, 1]], "last row"),
-        ([[300, 0, 0.5], [0, 300, 0.5], [0, 0, 1]], "field of view"),
+        ([[525, 0, 319.5], [0, 525, 239.5], [0, 0, 1]], "intrinsics-normalised", "pixels"),
+        ([[1, 0, 0.5], [0, -1, 0.5], [0, 0, 1]], "focal-positive", "not positive"),
+        ([[1, 0, 1.0], [0, 1, 0.5], [0, 0, 1]], "principal-point-inside", "outside the image"),
+        ([[1, 0, 0.5], [0, 1, 0.0], [0, 0, 1]], "principal-point-inside", "outside the image"),
+        ([[1, 0, 0], [0, 1, 0], [0.5, 0.5, 1]], "intrinsics-row-major", "last row"),
+        ([[300, 0, 0.5], [0, 300, 0.5], [0, 0, 1]], "intrinsics-normalised", "field of view"),
     ],
 )
 def test_intrinsics_that_are_not_normalised_are_named_for_what_they_are(
-    data: Path, write_instance: Write, intrinsics: list[list[float]], named: str
+    data: Path, write_instance: Write, intrinsics: list[list[float]], rule: str, named: str
 ) -> None:
     write_instance("x", intrinsics=intrinsics)
     (finding,) = examine_instance(data, "x").findings
-    assert finding.rule == "intrinsics-normalised"
+    assert (finding.rule, finding.severity) == (rule, "error")
     assert named in finding.evidence
 
 
@@ -141,9 +141,33 @@ def test_a_whole_list_is_checked_in_its_order(data: Path, write_instance: Write)
     ]
 
 
-def test_a_malformed_or_missing_list_is_an_error_of_its_own(data: Path) -> None:
+def test_a_dataset_with_neither_list_nor_instance_is_an_error_of_its_own(data: Path, write_instance: Write) -> None:
     with pytest.raises(MissingIndexError):
         validate_dataset(data)
-    (data / ".index.txt").write_text("a\n\n")
-    with pytest.raises(DatasetError, match="blank"):
+    (data / ".index.txt").write_text("")
+    with pytest.raises(DatasetError, match="empty"):
         validate_dataset(data)
+
+
+def test_without_a_list_what_a_scan_finds_is_checked(data: Path, write_instance: Write) -> None:
+    write_instance("good")
+    (write_instance("bad") / "depth.png").unlink()
+    (write_instance("lost") / "meta.json").unlink()
+    found = {(finding.instance, finding.rule) for finding in validate_dataset(data)}
+    assert found == {("bad", "files-present"), ("lost", "files-present")}
+
+
+@pytest.mark.parametrize("line", ["", "  ", "/etc/passwd", "../../etc/passwd", "a/../../b", "a\\b", "C:/data/a", "out"])
+def test_each_bad_line_of_a_list_is_a_finding_and_the_others_are_checked(
+    data: Path, write_instance: Write, tmp_path: Path, line: str
+) -> None:
+    write_instance("good")
+    (write_instance("bad") / "depth.png").unlink()
+    (data / "out").symlink_to(tmp_path, target_is_directory=True)
+    (data / ".index.txt").write_text(f"good\n{line}\nbad\n")
+    findings = validate_dataset(data)
+    assert [(finding.rule, finding.severity) for finding in findings] == [
+        ("list-entry", "error"),
+        ("files-present", "error"),
+    ]
+    assert findings[0].instance == f"{data / '.index.txt'}:2"

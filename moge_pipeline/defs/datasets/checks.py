@@ -13,16 +13,64 @@ if TYPE_CHECKING:
 CHECKS: Mapping[str, tuple[str, frozenset[str]]] = {
     "files_present": (
         "Every listed instance is there once, with its image, depth map and meta.json.",
-        frozenset({"files-present", "inside-root", "listable-path", "folder-readable", "listed-once"}),
+        frozenset(
+            {
+                "list-entry",
+                "listed-once",
+                "not-quarantined",
+                "files-present",
+                "files-known",
+                "inside-root",
+                "listable-path",
+                "folder-readable",
+            }
+        ),
     ),
     "sizes_agree": ("Image and depth map of an instance have the same width and height.", frozenset({"sizes-agree"})),
     "depth_decodable": (
         "Images and depth maps can be decoded, and a depth map knows at least one depth.",
-        frozenset({"depth-decodable", "depth-known", "image-decodable"}),
+        frozenset({"depth-decodable", "depth-16-bit", "depth-has-range", "depth-known", "image-decodable"}),
     ),
     "intrinsics_normalised": (
         "meta.json holds intrinsics relative to the image's size.",
-        frozenset({"intrinsics-normalised", "meta-readable"}),
+        frozenset(
+            {
+                "meta-readable",
+                "intrinsics-normalised",
+                "intrinsics-row-major",
+                "focal-positive",
+                "principal-point-inside",
+            }
+        ),
+    ),
+    "cameras_plausible": (
+        "Intrinsics are those of this image: field of view, pixel shape and principal point are a camera's.",
+        frozenset({"intrinsics-of-this-size", "pixels-square", "fov-plausible"}),
+    ),
+    "depth_plausible": (
+        "Depth is z in the unit it claims, finely measured, without markers, walls or finite sky, and fits its image.",
+        frozenset(
+            {
+                "image-varies",
+                "depth-mostly-known",
+                "depth-varies",
+                "depth-unsaturated",
+                "sky-infinite",
+                "marker-not-depth",
+                "depth-levels",
+                "depth-steps",
+                "depth-not-disparity",
+                "depth-not-inverted",
+                "depth-along-axis",
+                "registered",
+                "unit-plausible",
+                "density-fits-label",
+            }
+        ),
+    ),
+    "instances_consistent": (
+        "Instances are no copies of each other, and agree on unit, cameras and density.",
+        frozenset({"not-duplicated", "unit-consistent", "intrinsics-consistent", "density-consistent", "reprojects"}),
     ),
 }
 """Check name: what it promises, and the rules of `moge_core.datasets` that it covers."""

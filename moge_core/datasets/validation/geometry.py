@@ -1,0 +1,252 @@
+"""What the shape of a depth map says: z, ray length, disparity or inverted; the floor; image and depth together.
+
+Rooms, roads and facades are full of planes, and each way of storing depth bends planes in its own way. Three pixels at
+equal distances in a row or column see a plane when 1/z is linear over them; of a disparity, the stored value itself is;
+of ray lengths, ray/z divided by the value; of "maximum minus depth" none is, but a maximum can be found for which it
+would be. Pixels that fit one hypothesis and contradict the others vote for it. No plane needs to be found first, and
+noise votes for nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from moge_core.datasets.validation.settings import ValidationSettings
+from moge_core.io.depth import INFINITE_CODE, UNKNOWN_CODE, CodedDepth
+
+Map = npt.NDArray[np.float32]
+
+# Longer side of the grid of pixels that is looked at, and distances between the pixels of a triple as shares of it.
+_GRID, _STRIDES = 112, (0.036, 0.1)
+# A triple votes where depth changes this much across it (shape), and fits a hypothesis to this share of what tells the
+# hypotheses apart.
+_LEAST_SLOPE, _MOST_SLOPE, _FIT = 0.08, 1.2, 0.15
+# Ray length and z are told apart where the lens makes this much difference across a triple.
+_LEAST_BEND = 0.004
+_FLOOR_CONE = (
+    0.82  # cosine between a floor's normal and the image's vertical: the camera looks up or down by 35 degrees
+)
+REGISTRATION_GRID = 160
+_MOST_BEND = 0.05  # a stronger edge of depth says no more than this one
+
+
+@dataclass(frozen=True)
+class Votes:
+    """How many triples of pixels speak for each way of storing depth.
+
+    Attributes:
+        sloped: triples across which depth changes enough to tell z, disparity and inverted apart.
+        z, disparity, inverted: of these, the ones that fit.
+        along_axis, along_ray: triples that fit z and not ray length, and the reverse.
+    """
+
+    sloped: int
+    z: int
+    disparity: int
+    inverted: int
+    along_axis: int
+    along_ray: int
+
+
+def grid_of(coded: CodedDepth, longer_side: int = _GRID) -> Map:
+    """Depth at evenly spaced pixels (h, w), NaN where it is not finite; pixels are picked, never mixed.
+
+    Of a sparse map each cell has its farthest return instead, since most single pixels have none.
+    """
+    step = max(1, round(max(coded.codes.shape) / longer_side))
+    picked = coded.codes[step // 2 :: step, step // 2 :: step]
+    if step > 1 and np.count_nonzero(picked) < 0.4 * picked.size:
+        height, width = (side // step * step for side in coded.codes.shape)
+        cells = coded.codes[:height, :width].reshape(height // step, step, width // step, step)
+        picked = np.where(cells == INFINITE_CODE, UNKNOWN_CODE, cells).max(axis=(1, 3))
+    depth = coded.depth_of_code[picked]
+    depth[np.isinf(depth)] = np.nan
+    return depth
+
+
+def count_votes(depth: Map, intrinsics: npt.NDArray[np.float64]) -> Votes:
+    """Votes of a grid of depth (h, w) that spans the image.
+
+    Args:
+        depth: stored values, NaN where unknown.
+        intrinsics: (3, 3), normalised.
+    """
+    height, width = depth.shape
+    u = ((np.arange(width) + 0.5) / width - intrinsics[0, 2]) / intrinsics[0, 0]
+    v = ((np.arange(height) + 0.5) / height - intrinsics[1, 2]) / intrinsics[1, 1]
+    rays = np.sqrt(1 + u[None, :] ** 2 + v[:, None] ** 2).astype(np.float32)
+    greatest = float(np.nanmax(depth))
+    totals = np.zeros(6, np.int64)
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        for share in _STRIDES:
+            stride = max(1, round(share * max(height, width)))
+            for values, lengths in ((depth, rays), (depth.T, rays.T)):
+                if 2 * stride < values.shape[1]:
+                    totals += _votes_along_rows(values, lengths, stride, greatest)
+    return Votes(*(int(total) for total in totals))
+
+
+def _votes_along_rows(values: Map, rays: Map, stride: int, greatest: float) -> npt.NDArray[np.int64]:
+    def triple(of: Map) -> tuple[Map, Map, Map]:
+        return of[:, : -2 * stride], of[:, stride:-stride], of[:, 2 * stride :]
+
+    left, middle, right = triple(values)
+    before, after = left / middle, right / middle
+    slope = np.abs(after - before)
+    sloped = (slope > _LEAST_SLOPE) & (slope < _MOST_SLOPE)
+    # Second differences of z and of 1/z, relative; where one vanishes on a plane the other is slope^2 / 2.
+    bend, inverse_bend = before + after - 2, 1 / before + 1 / after - 2
+    tolerance = (_FIT / 2) * slope**2
+    fits_z = sloped & (np.abs(inverse_bend) < tolerance)
+    fits_disparity = sloped & (np.abs(bend) < tolerance)
+    # The M for which 1/(M - value) is linear: 0 for z, at infinity for disparity, beyond the greatest when inverted.
+    turning = (2 * before * after - (before + after)) / bend
+    fits_inverted = sloped & (turning * middle > greatest) & (turning < 6)
+
+    ray_left, ray_middle, ray_right = triple(rays)
+    curve_left, curve_right = ray_left / ray_middle, ray_right / ray_middle
+    lens = np.abs(curve_left + curve_right - 2)
+    telling = lens > _LEAST_BEND
+    limit = 0.2 * lens
+    along_axis = telling & (np.abs(inverse_bend) < limit)
+    along_ray = telling & (np.abs(curve_left / before + curve_right / after - 2) < limit)
+    masks = (sloped, fits_z, fits_disparity, fits_inverted, along_axis, along_ray)
+    return np.array([np.count_nonzero(mask) for mask in masks], np.int64)
+
+
+def judge_shape(votes: Votes, settings: ValidationSettings) -> Iterator[tuple[str, str]]:
+    """(rule, evidence) for what the votes are against."""
+    least = settings.min_votes
+    straight = f"of {votes.sloped} pixel triples on slopes {votes.z} lie on planes as z"
+    if votes.disparity >= max(least, 0.03 * votes.sloped) and votes.disparity > 2.5 * votes.z:
+        yield "depth-not-disparity", f"{straight}, {votes.disparity} as disparity"
+    elif votes.inverted >= max(least, 0.12 * votes.sloped) and votes.inverted > 4 * max(votes.z, votes.disparity):
+        yield "depth-not-inverted", f"{straight}, {votes.inverted} as maximum minus depth"
+    elif votes.along_ray >= 4 * least and votes.along_ray > 1.25 * votes.along_axis:
+        evidence = f"{votes.along_ray} pixel triples lie on planes as ray lengths, {votes.along_axis} as z"
+        yield "depth-along-axis", evidence
+
+
+def camera_height(depth: Map, intrinsics: npt.NDArray[np.float64]) -> float | None:
+    """Distance from the camera to the lowest large floor-like plane, in units of the depth; None where none is seen.
+
+    Args:
+        depth: grid (h, w), NaN where unknown.
+        intrinsics: (3, 3), normalised.
+    """
+    height, width = depth.shape
+    if min(height, width) < 8:
+        return None
+    u = ((np.arange(width, dtype=np.float32) + 0.5) / width - intrinsics[0, 2]) / intrinsics[0, 0]
+    v = ((np.arange(height, dtype=np.float32) + 0.5) / height - intrinsics[1, 2]) / intrinsics[1, 1]
+    y = depth * v[:, None].astype(np.float32)
+    # Differences of the points along rows and columns, two pixels apart; a = (ax, ay, az), b likewise.
+    x = depth * u[None, :].astype(np.float32)
+    ax, ay, az = (of[1:-1, 2:] - of[1:-1, :-2] for of in (x, y, depth))
+    bx, by, bz = (of[2:, 1:-1] - of[:-2, 1:-1] for of in (x, y, depth))
+    nx, ny, nz = ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx
+    length = np.sqrt(nx * nx + ny * ny + nz * nz)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        floor = (np.abs(ny) > _FLOOR_CONE * length) & (y[1:-1, 1:-1] > 0)
+    num_floor = int(np.count_nonzero(floor))
+    if num_floor < max(32, 0.03 * depth.size):
+        return None
+    sign = np.sign(ny[floor])
+    normal = np.array([np.median(of[floor] * sign / length[floor]) for of in (nx, ny, nz)])
+    normal /= np.linalg.norm(normal)
+    inner = (slice(1, -1), slice(1, -1))
+    distance = x[inner][floor] * normal[0] + y[inner][floor] * normal[1] + depth[inner][floor] * normal[2]
+    distance = distance[distance > 0]
+    if distance.size < 32:
+        return None
+    lowest = np.quantile(distance, 0.9)
+    plane = distance[np.abs(distance - lowest) < 0.15 * lowest]
+    return float(np.median(plane)) if plane.size >= 0.25 * distance.size else None
+
+
+@dataclass(frozen=True)
+class Registration:
+    """How well edges of depth lie on edges of the image.
+
+    Attributes:
+        shift: (x, y) of the depth that would fit best, as shares of the image's longer side.
+        best, here: correlation there and as it is.
+        step: share of the longer side that one cell of the search is.
+    """
+
+    shift: tuple[float, float]
+    best: float
+    here: float
+    step: float
+
+
+def register(grey: npt.NDArray[np.uint8], depth: Map) -> Registration | None:
+    """Correlation of the edges of image and depth over small shifts; None where either has no edges.
+
+    An edge of depth is where 1/depth is not linear along a row or column, so that slanted planes have none. Rows and
+    columns are kept apart: a vertical edge must meet a vertical one.
+
+    Args:
+        grey: the image, of any size and the same field.
+        depth: grid (h, w), NaN where unknown.
+    """
+    from moge_core.io.opencv import cv2
+
+    height, width = depth.shape
+    longer = max(height, width)
+    margin = max(2, round(0.08 * longer))
+    if min(height, width) < 4 * margin or np.count_nonzero(np.isfinite(depth)) < 0.3 * depth.size:
+        return None
+    image = cv2.resize(grey, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32)
+    steps = [_image_steps(image), _image_steps(image.T).T]
+    ceiling = np.float32(np.quantile(np.maximum(*steps), 0.95)) + 4
+    image_edges = cv2.merge([np.minimum(step, ceiling) for step in steps])
+    bends = [_depth_bends(depth), _depth_bends(depth.T).T]
+    depth_edges = cv2.merge([np.minimum(bend, np.float32(_MOST_BEND)) for bend in bends])
+    inner = np.ascontiguousarray(depth_edges[margin:-margin, margin:-margin])
+    if inner.std() < 1e-3 or image_edges.std() < 1e-3:
+        return None
+    scores = cv2.matchTemplate(image_edges, inner, cv2.TM_CCOEFF_NORMED)
+    row, column = np.unravel_index(int(scores.argmax()), scores.shape)
+    return Registration(
+        shift=((int(column) - margin) / longer, (int(row) - margin) / longer),
+        best=float(scores[row, column]),
+        here=float(scores[margin, margin]),
+        step=1 / longer,
+    )
+
+
+def judge_registration(registration: Registration, settings: ValidationSettings) -> Iterator[tuple[str, str]]:
+    """(rule, evidence) where depth seems shifted against its image, or to belong to another."""
+    shift = max(abs(part) for part in registration.shift)
+    gain = registration.best - registration.here
+    allowed = max(settings.registration_shift, 1.5 * registration.step)
+    if shift > allowed and registration.best > 0.08 and gain > max(0.04, 0.2 * abs(registration.here)):
+        x, y = registration.shift
+        yield (
+            "registered",
+            f"edges of depth and image correlate by {registration.here:.2f} as they are, and by {registration.best:.2f}"
+            f" with depth moved by {x:+.1%}, {y:+.1%} of the longer side",
+        )
+
+
+def _image_steps(image: Map) -> Map:
+    """Greater of the differences to the left and right neighbours, 0 at the border."""
+    steps = np.zeros(image.shape, np.float32)
+    across = np.abs(np.diff(image, axis=1))
+    np.maximum(across[:, :-1], across[:, 1:], out=steps[:, 1:-1])
+    return steps
+
+
+def _depth_bends(depth: Map) -> Map:
+    """Relative second difference of 1/depth along rows, 0 beside the unknown and at the border."""
+    bends = np.zeros(depth.shape, np.float32)
+    middle = depth[:, 1:-1]
+    with np.errstate(invalid="ignore", over="ignore"):
+        bend = np.abs(middle / depth[:, :-2] + middle / depth[:, 2:] - 2)
+    bends[:, 1:-1] = np.where(np.isfinite(bend), bend, 0)
+    return bends

@@ -1,0 +1,411 @@
+"""Reading one instance against the rules.
+
+`examine_instance` reads an instance once and gives both what the manifest records and what is wrong with it. A broken
+instance is a finding, never an exception.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from moge_core.datasets.layout import (
+    DEPTH_NAME,
+    IMAGE_NAME,
+    INSPECTION_NAMES,
+    MASK_NAME,
+    META_NAME,
+    NORMAL_NAME,
+    SEGMENTATION_NAME,
+    Finding,
+    check_instance_links,
+)
+from moge_core.datasets.manifest import InstanceRecord
+from moge_core.datasets.validation.catalogue import RULES
+from moge_core.datasets.validation.settings import ValidationSettings
+from moge_core.errors import MoGeError
+
+_MAP_NAMES = (NORMAL_NAME, MASK_NAME, SEGMENTATION_NAME)
+_KNOWN_NAMES = frozenset({IMAGE_NAME, META_NAME, *_MAP_NAMES, *INSPECTION_NAMES})
+_FINEST_IMAGE = 160  # longer side of the picture that edges are looked for in; JPEG decodes to about that size
+
+
+def instance_stamp(folder: str | Path, depth_name: str) -> str:
+    """Names, sizes and modification times of the files that training reads; missing files are named so."""
+    parts = []
+    prefix = os.fspath(folder) + "/"
+    for name in (IMAGE_NAME, depth_name, META_NAME):
+        try:
+            stat = os.stat(prefix + name)  # noqa: PTH116 - a Path for each of a million files takes longer than the call
+            parts.append(f"{name}:{stat.st_size}:{stat.st_mtime_ns}")
+        except OSError:
+            parts.append(f"{name}:missing")
+    return "|".join(parts)
+
+
+def examine_instance(
+    root: Path,
+    instance: str,
+    depth_name: str = DEPTH_NAME,
+    *,
+    full: bool = True,
+    settings: ValidationSettings | None = None,
+    label_type: str | None = None,
+    depth_unit: float | None = None,
+) -> InstanceRecord:
+    """Read one instance and check it against the rules of the cheap and, with `full`, of the full pass.
+
+    Args:
+        root: the dataset's resolved folder.
+        instance: path of the instance relative to it.
+        depth_name: file name of the depth map.
+        full: decode image and depth; otherwise read headers only, and leave statistics and fingerprint out.
+        settings: thresholds; the default ones when not given.
+        label_type, depth_unit: of the training configuration; by default what meta.json says.
+    """
+    examination = _Examination(root, instance, depth_name, settings or ValidationSettings(), label_type, depth_unit)
+    return examination.run(full=full)
+
+
+def finding_of(
+    rule: str, instance: str, evidence: object, settings: ValidationSettings, fix: str | None = None
+) -> Finding | None:
+    """A finding with the severity that the settings give its rule; None where they turn the rule off."""
+    if rule in settings.off:
+        return None
+    severity = settings.severities.get(rule, RULES[rule].severity)
+    return Finding(instance, rule, severity, str(evidence).rstrip("."), fix or RULES[rule].fix)
+
+
+class _Examination:
+    """The state of reading one instance: what was found so far."""
+
+    def __init__(
+        self,
+        root: Path,
+        instance: str,
+        depth_name: str,
+        settings: ValidationSettings,
+        label_type: str | None,
+        depth_unit: float | None,
+    ) -> None:
+        self.root = root
+        self.instance = instance
+        self.folder = root / instance
+        self.depth_name = depth_name
+        self.settings = settings
+        self.label_type = label_type
+        self.depth_unit = depth_unit
+        self.intrinsics: npt.NDArray[np.float64] | None = None
+        self.findings: list[Finding] = []
+        self.digest = hashlib.sha256()
+        self.values: dict[str, Any] = {}
+
+    def run(self, *, full: bool) -> InstanceRecord:
+        stamp = instance_stamp(self.folder, self.depth_name)
+        if self._files_are_there():
+            self._check_meta()
+            self._check_sizes()
+            if full:
+                grey = self._check_image()
+                self._check_depth(grey)
+        return InstanceRecord(
+            path=self.instance,
+            depth_name=self.depth_name,
+            stamp=stamp,
+            fingerprint=self.digest.hexdigest() if full else "",
+            findings=tuple(self.findings),
+            **self.values,
+        )
+
+    def _found(self, rule: str, evidence: object, fix: str | None = None) -> None:
+        finding = finding_of(rule, self.instance, evidence, self.settings, fix)
+        if finding is not None:
+            self.findings.append(finding)
+
+    def _found_once(self, rule: str, error: Exception) -> None:
+        if all(finding.rule != rule for finding in self.findings):
+            self._found(rule, _reason(error), _fix(error))
+
+    def _files_are_there(self) -> bool:
+        names = (IMAGE_NAME, self.depth_name, META_NAME)
+        try:
+            entries = {entry.name: entry for entry in os.scandir(self.folder)}
+        except (NotADirectoryError, FileNotFoundError):
+            entries = None
+        except OSError as error:
+            self._found("folder-readable", error)
+            return False
+        if entries is None:
+            gone = f"Delete the line, or run `moge index {self.root} --rebuild`."
+            self._found("files-present", f"there is no folder {self.folder}", gone)
+            return False
+        if not self._stays_inside(names, entries):
+            return False
+        missing = [name for name in names if name not in entries or not entries[name].is_file()]
+        others = sorted(
+            name for name, entry in entries.items() if name not in names and not entry.is_dir(follow_symlinks=False)
+        )
+        if missing:
+            beside = f"; beside them lie {', '.join(others[:6])}" if others else ""
+            fix: str | None = None
+            if self.depth_name in missing and any(name.startswith("depth") for name in others):
+                fix = "Name the depth file with --depth, or as `depth` in the training configuration."
+            self._found("files-present", f"{' and '.join(missing)} missing{beside}", fix)
+        foreign = [name for name in others if name not in _KNOWN_NAMES and not _is_another_depth(name)]
+        if foreign:
+            more = f" and {len(foreign) - 6} more" if len(foreign) > 6 else ""
+            self._found("files-known", f"{', '.join(map(repr, foreign[:6]))}{more}")
+        self.present = frozenset(entries)
+        return not missing
+
+    def _stays_inside(self, names: tuple[str, ...], entries: dict[str, os.DirEntry[str]]) -> bool:
+        # Resolving costs more than all the rest of the cheap pass, and only a link can lead out.
+        linked = any(entries[name].is_symlink() for name in (*names, *_MAP_NAMES) if name in entries)
+        folder = self.root
+        for part in Path(self.instance).parts:
+            folder = folder / part
+            linked = linked or folder.is_symlink()
+        if not linked:
+            return True
+        try:
+            check_instance_links(self.root, self.instance, (*names, *_MAP_NAMES))
+        except MoGeError as error:
+            self._found("inside-root", f"{error.where} is {error.found}", error.fix)
+            return False
+        return True
+
+    def _check_meta(self) -> None:
+        from moge_core.geometry import intrinsics_to_fov
+        from moge_core.io import read_meta
+
+        try:
+            meta = read_meta(self._open(META_NAME))
+        except (MoGeError, OSError) as error:
+            self._found("meta-readable", _reason(error))
+            return
+        unit = meta.get("depth_unit")
+        if self.depth_unit is None and isinstance(unit, int | float) and not isinstance(unit, bool) and unit > 0:
+            self.depth_unit = float(unit)
+        if self.label_type is None and isinstance(meta.get("label_type"), str):
+            self.label_type = meta["label_type"]
+        intrinsics = meta["intrinsics"].astype(np.float64)
+        problem = _intrinsics_problem(intrinsics)
+        if problem is not None:
+            self._found(*problem)
+            return
+        self.intrinsics = intrinsics
+        fov_x, fov_y = (float(np.degrees(fov)) for fov in intrinsics_to_fov(intrinsics))
+        self.values |= {"fov_x": fov_x, "fov_y": fov_y, "depth_unit": self.depth_unit}
+        text = _camera_text(intrinsics)
+        least, most = self.settings.min_fov_deg, self.settings.max_fov_deg
+        if not (least <= min(fov_x, fov_y) and max(fov_x, fov_y) <= most):
+            self._found("fov-plausible", f"{text}: a field of view of {fov_x:.4g} x {fov_y:.4g} degrees")
+        off_x, off_y = intrinsics[0, 2] - 0.5, intrinsics[1, 2] - 0.5
+        if min(abs(off_x), abs(off_y)) > self.settings.scaled_centre and abs(off_x - off_y) < 0.2 * abs(off_x + off_y):
+            ratio = (intrinsics[0, 2] + intrinsics[1, 2]) or 1.0
+            self._found(
+                "intrinsics-of-this-size",
+                f"{text}: the principal point is {ratio:.2g} times the centre in both directions, as of an image"
+                f" {ratio:.2g} times this size",
+            )
+
+    def _check_sizes(self) -> None:
+        from moge_core.io import read_image_size
+
+        sizes: dict[str, tuple[int, int]] = {}
+        maps = [name for name in _MAP_NAMES if name in self.present]
+        for name in (IMAGE_NAME, self.depth_name, *maps):
+            try:
+                sizes[name] = read_image_size(self.folder / name)
+            except (MoGeError, OSError) as error:
+                if name not in maps:
+                    rule = "image-decodable" if name == IMAGE_NAME else _depth_rule(error)
+                    self._found(rule, _reason(error), _fix(error))
+        if len(set(sizes.values())) > 1:
+            told = ", ".join(f"{name} is {width}x{height}" for name, (width, height) in sizes.items())
+            self._found("sizes-agree", told)
+        if IMAGE_NAME in sizes:
+            self.values["width"], self.values["height"] = sizes[IMAGE_NAME]
+            if self.intrinsics is not None:
+                self._check_pixel_shape(*sizes[IMAGE_NAME])
+
+    def _check_pixel_shape(self, width: int, height: int) -> None:
+        assert self.intrinsics is not None
+        aspect = (self.intrinsics[0, 0] * width) / (self.intrinsics[1, 1] * height)
+        # Sides are whole pixels: a tiny image cannot have the shape of its camera exactly.
+        allowed = self.settings.max_pixel_aspect * (1 + 1 / min(width, height))
+        if not 1 / allowed <= aspect <= allowed:
+            text = _camera_text(self.intrinsics)
+            self._found("pixels-square", f"{text} at {width}x{height}: pixels {1 / aspect:.2f} times as wide as high")
+
+    def _check_image(self) -> npt.NDArray[np.uint8] | None:
+        """Decode the image, and return it grey and no larger than edges need."""
+        from moge_core.io.headers import parse_image_header
+        from moge_core.io.limits import check_pixel_count
+        from moge_core.io.opencv import cv2
+
+        try:
+            data = self._read(IMAGE_NAME)
+            header = parse_image_header(data, str(self.folder / IMAGE_NAME))
+            check_pixel_count(str(self.folder / IMAGE_NAME), header.width, header.height)
+        except (MoGeError, OSError) as error:
+            self._found_once("image-decodable", error)
+            return None
+        self.values["image_digest"] = hashlib.sha256(data).hexdigest()[:32]
+        longer = max(header.width, header.height)
+        reduced = {
+            2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
+            4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
+            8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
+        }
+        factor = max((factor for factor in reduced if longer / factor >= _FINEST_IMAGE), default=1)
+        mode = reduced.get(factor, cv2.IMREAD_GRAYSCALE) | cv2.IMREAD_IGNORE_ORIENTATION
+        try:
+            grey = cv2.imdecode(np.frombuffer(data, np.uint8), mode)
+        except cv2.error as error:
+            grey, reason = None, str(error)
+        else:
+            reason = "damaged pixels behind a valid header"
+        expected = (math.ceil(header.height / factor), math.ceil(header.width / factor))
+        if grey is None or any(abs(a - b) > 1 for a, b in zip(grey.shape, expected, strict=True)):
+            self._found("image-decodable", reason)
+            return None
+        if grey.size >= self.settings.min_pixels // factor**2 and grey.size > 1 and float(grey.std()) < 1.0:
+            self._found("image-varies", f"every pixel is about {round(float(grey.mean()))} of 255")
+        return grey if header.orientation == 1 else None
+
+    def _check_depth(self, grey: npt.NDArray[np.uint8] | None) -> None:
+        from moge_core.datasets.validation.values import DepthValues, judge_values
+        from moge_core.io.depth import read_depth_codes
+
+        try:
+            data = self._read(self.depth_name)
+            coded = read_depth_codes(_NamedBytes(data, str(self.folder / self.depth_name)))
+        except (MoGeError, OSError) as error:
+            self._found_once(_depth_rule(error), error)
+            return
+        self.values["depth_digest"] = hashlib.sha256(data).hexdigest()[:32]
+        values = DepthValues.of(coded)
+        self.values |= values.statistics()
+        for rule, evidence in judge_values(values, self.settings):
+            self._found(rule, evidence)
+        self._check_density(values.num_known / values.num_pixels, values.num_infinite / values.num_pixels)
+        if values.num_known >= self.settings.min_pixels and values.levels[-1] > values.levels[0]:
+            self._check_geometry(coded, grey)
+        self._check_unit()
+
+    def _check_geometry(self, coded: Any, grey: npt.NDArray[np.uint8] | None) -> None:
+        from moge_core.datasets.validation.geometry import (
+            REGISTRATION_GRID,
+            camera_height,
+            count_votes,
+            grid_of,
+            judge_registration,
+            judge_shape,
+            register,
+        )
+
+        grid = grid_of(coded)
+        if self.intrinsics is not None and np.isfinite(grid).any():
+            for rule, evidence in judge_shape(count_votes(grid, self.intrinsics), self.settings):
+                self._found(rule, evidence)
+            self.values["camera_height"] = camera_height(grid, self.intrinsics)
+        if grey is not None:
+            registration = register(grey, grid_of(coded, REGISTRATION_GRID))
+            if registration is not None:
+                for rule, evidence in judge_registration(registration, self.settings):
+                    self._found(rule, evidence)
+
+    def _check_density(self, known_share: float, infinite_share: float) -> None:
+        dense = known_share + infinite_share
+        if self.label_type in self.settings.dense_labels and dense < self.settings.min_dense_share:
+            kind = "sparse" if dense < 0.1 else "semi-dense"
+            evidence = f"{dense:.1%} of the pixels are known ({kind}), and the label type is {self.label_type}"
+            self._found("density-fits-label", evidence)
+
+    def _check_unit(self) -> None:
+        median, height = self.values.get("depth_median"), self.values.get("camera_height")
+        if self.depth_unit is None or median is None:
+            return
+        least, most = self.settings.min_depth_m, self.settings.max_depth_m
+        if not least <= median * self.depth_unit <= most:
+            self._found("unit-plausible", f"the median depth is {median * self.depth_unit:.4g} m")
+        elif height is not None:
+            low, high = self.settings.min_camera_height_m, self.settings.max_camera_height_m
+            if not low <= height * self.depth_unit <= high:
+                evidence = f"the camera is {height * self.depth_unit:.3g} m above what looks like the floor"
+                self._found("unit-plausible", evidence)
+
+    def _open(self, name: str) -> io.BytesIO:
+        return _NamedBytes(self._read(name), str(self.folder / name))
+
+    def _read(self, name: str) -> bytes:
+        from moge_core.io import limits
+        from moge_core.io.files import read_bytes
+
+        limit = limits.MAX_META_BYTES if name == META_NAME else limits.MAX_FILE_BYTES
+        data = read_bytes(self.folder / name, limit=limit)
+        self.digest.update(f"\0{name}\0{len(data)}\0".encode())
+        self.digest.update(data)
+        return data
+
+
+class _NamedBytes(io.BytesIO):
+    """Bytes in memory that error messages can call by the name of the file they came from."""
+
+    def __init__(self, data: bytes, name: str) -> None:
+        super().__init__(data)
+        self.name = name
+
+
+def _intrinsics_problem(K: npt.NDArray[np.float64]) -> tuple[str, str] | tuple[str, str, str] | None:
+    """Rule, evidence and, where the catalogue's does not fit, fix where a matrix is no normalised camera."""
+    text = _camera_text(K)
+    if not np.allclose(K[2], (0, 0, 1), atol=1e-6):
+        evidence = f"the last row is {K[2].tolist()}, not [0, 0, 1]"
+        is_transposed = np.allclose(K[:, 2], (0, 0, 1), atol=1e-6)
+        return "intrinsics-row-major", evidence, "Transpose it." if is_transposed else "Write [0, 0, 1] there."
+    if max(abs(K[0, 2]), abs(K[1, 2])) > 2 and max(abs(K[0, 0]), abs(K[1, 1])) > 2:
+        return "intrinsics-normalised", f"{text}: these are pixels"
+    if K[0, 0] <= 0 or K[1, 1] <= 0:
+        return "focal-positive", f"{text}: a focal length is not positive"
+    if not (0 < K[0, 2] < 1 and 0 < K[1, 2] < 1):
+        return "principal-point-inside", f"{text}: the principal point is outside the image"
+    fov = min(2 * math.degrees(math.atan(0.5 / f)) for f in (K[0, 0], K[1, 1]))
+    if fov < 0.5:
+        fix = "Divide focal lengths by the image size."
+        return "intrinsics-normalised", f"{text}: a field of view of {fov:.2g} degrees", fix
+    return None
+
+
+def _camera_text(K: npt.NDArray[np.float64]) -> str:
+    return f"fx = {K[0, 0]:g}, fy = {K[1, 1]:g}, cx = {K[0, 2]:g}, cy = {K[1, 2]:g}"
+
+
+def _is_another_depth(name: str) -> bool:
+    return name.startswith("depth") and name.endswith((".png", ".json"))
+
+
+def _depth_rule(error: Exception) -> str:
+    rule = error.rule if isinstance(error, MoGeError) else ""
+    if "16-bit grey" in rule:
+        return "depth-16-bit"
+    return "depth-has-range" if "near and far" in rule and "text fields" in rule else "depth-decodable"
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, MoGeError):
+        return error.rule + (f"; found {error.found}" if error.found is not None else "")
+    return str(error)
+
+
+def _fix(error: Exception) -> str | None:
+    return error.fix if isinstance(error, MoGeError) else None

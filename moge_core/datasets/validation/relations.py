@@ -1,0 +1,152 @@
+"""What only shows when instances are compared: copies, and those that disagree with all others."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import PurePosixPath
+
+import numpy as np
+import numpy.typing as npt
+
+from moge_core.datasets.layout import Finding
+from moge_core.datasets.manifest import InstanceRecord
+from moge_core.datasets.validation.instance import finding_of
+from moge_core.datasets.validation.settings import ValidationSettings
+
+
+def compare_instances(records: Sequence[InstanceRecord], settings: ValidationSettings) -> list[Finding]:
+    """Findings of the pass over the whole dataset, in the order of the records."""
+    found = [
+        finding_of(rule, path, evidence, settings)
+        for judge in (_copies, _typical_height, _other_units, _other_cameras, _other_densities)
+        for rule, path, evidence in judge(records, settings)
+    ]
+    position = {record.path: number for number, record in enumerate(records)}
+    return sorted((one for one in found if one is not None), key=lambda one: position[one.instance])
+
+
+# Copies that are named one by one. Where a whole dataset is a copy, a list of it helps nobody.
+_MOST_COPIES = 1000
+
+Judgement = Iterator[tuple[str, str, str]]
+"""(rule, instance, evidence)."""
+
+
+def _copies(records: Sequence[InstanceRecord], settings: ValidationSettings) -> Judgement:
+    first: dict[str, InstanceRecord] = {}
+    num_copies = 0
+    last = None
+    for record in records:
+        if record.image_digest is None:
+            continue
+        original = first.setdefault(record.image_digest, record)
+        if original is record:
+            continue
+        num_copies += 1
+        if num_copies <= _MOST_COPIES:
+            same = "image and depth" if original.depth_digest == record.depth_digest else "image, with other depth,"
+            yield "not-duplicated", record.path, f"has the same {same} as {original.path}"
+        last = record
+    if last is not None and num_copies > _MOST_COPIES:
+        yield "not-duplicated", last.path, f"is the last of {num_copies - _MOST_COPIES} further copies"
+
+
+def _typical_height(records: Sequence[InstanceRecord], settings: ValidationSettings) -> Judgement:
+    """One scale for all that is off by five shows in how high the camera seems to be."""
+    known = [
+        (record, record.camera_height * record.depth_unit)
+        for record in records
+        if record.camera_height is not None and record.depth_unit is not None
+    ]
+    if len(known) < settings.min_siblings:
+        return
+    typical = float(np.median([height for _, height in known]))
+    if not settings.min_typical_height_m <= typical <= settings.max_typical_height_m:
+        evidence = f"cameras are {typical:.3g} m above the floor (median of {len(known)} instances), as if the depth of"
+        factor = "too large" if typical > settings.max_typical_height_m else "too small"
+        yield "unit-plausible", known[0][0].path, f"{evidence} the dataset were several times {factor}"
+
+
+def _other_units(records: Sequence[InstanceRecord], settings: ValidationSettings) -> Judgement:
+    """Outliers of camera height where floors are seen, else of median depth, among the instances of a part.
+
+    Scenes differ in depth by themselves, so a ratio counts only where it is far outside the spread of the others.
+    """
+    for members in _parts(records):
+        judged: set[str] = set()
+        for what, value_of in (
+            ("camera height above the floor", lambda record: record.camera_height),
+            ("median depth", lambda record: record.depth_median),
+        ):
+            for record, ratio, typical in _outliers(members, value_of, settings):
+                if record.path not in judged:
+                    judged.add(record.path)
+                    evidence = f"its {what} is {ratio:.3g} times that of the others ({typical:.4g})"
+                    yield "unit-consistent", record.path, evidence
+
+
+def _outliers(
+    members: Sequence[InstanceRecord],
+    value_of: Callable[[InstanceRecord], float | None],
+    settings: ValidationSettings,
+) -> Iterator[tuple[InstanceRecord, float, float]]:
+    known = [(record, value) for record in members if (value := value_of(record)) is not None and value > 0]
+    if len(known) < settings.min_siblings:
+        return
+    logs = np.log([value for _, value in known])
+    centre = float(np.median(logs))
+    spread = 1.4826 * float(np.median(np.abs(logs - centre)))
+    allowed = max(float(np.log(settings.outlier_factor)), 4 * spread)
+    for (record, value), log in zip(known, logs, strict=True):
+        if abs(log - centre) > allowed:
+            yield record, value / float(np.exp(centre)), float(np.exp(centre))
+
+
+def _other_cameras(records: Sequence[InstanceRecord], settings: ValidationSettings) -> Judgement:
+    """Focal lengths off those of the same scene and size, where nearly all others agree."""
+    groups: dict[tuple[str, int, int], list[InstanceRecord]] = defaultdict(list)
+    for record in records:
+        if record.fov_x is not None and record.width and record.height:
+            groups[_scene(record.path), record.width, record.height].append(record)
+    for members in groups.values():
+        if len(members) < settings.min_siblings:
+            continue
+        focal = _focal(members)
+        typical = float(np.median(focal))
+        ratio = focal / typical
+        if np.mean(np.abs(ratio - 1) < 0.02) < 0.7:
+            continue
+        for record, value in zip(members, ratio, strict=True):
+            if abs(value - 1) > settings.focal_tolerance:
+                evidence = f"its focal length is {value:.3g} times that of the others of this size beside it"
+                yield "intrinsics-consistent", record.path, evidence
+
+
+def _other_densities(records: Sequence[InstanceRecord], settings: ValidationSettings) -> Judgement:
+    for members in _parts(records):
+        known = [(record, record.valid_share) for record in members if record.valid_share]
+        if len(known) < settings.min_siblings:
+            continue
+        typical = float(np.median([share for _, share in known]))
+        for record, share in known:
+            if share < settings.density_outlier * typical and (record.inf_share or 0) < 0.5:
+                yield "density-consistent", record.path, f"{share:.2%} of its pixels are known, {typical:.1%} typically"
+
+
+def _parts(records: Sequence[InstanceRecord]) -> list[list[InstanceRecord]]:
+    """Instances that may be compared: those of one top folder where it has enough, for it is often one source."""
+    groups: dict[str, list[InstanceRecord]] = defaultdict(list)
+    for record in records:
+        groups[PurePosixPath(record.path).parts[0]].append(record)
+    large = [members for members in groups.values() if len(members) >= 5]
+    rest = [record for members in groups.values() if len(members) < 5 for record in members]
+    return [*large, rest] if rest else large
+
+
+def _scene(path: str) -> str:
+    return PurePosixPath(path).parent.as_posix()
+
+
+def _focal(members: Sequence[InstanceRecord]) -> npt.NDArray[np.float64]:
+    return 0.5 / np.tan(np.radians([record.fov_x for record in members if record.fov_x is not None]) / 2)

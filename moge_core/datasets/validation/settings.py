@@ -1,0 +1,94 @@
+"""Thresholds of the rules. A dataset keeps its own in `.moge/validation.json`, where they differ from these."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from moge_core.configuration import StrictModel, load_json, parse_as
+from moge_core.datasets.layout import STATE_DIR
+
+SETTINGS_NAME = "validation.json"
+
+# Raised when rules judge the same files otherwise: instances are then read again.
+_RULES_VERSION = 1
+
+
+class ValidationSettings(StrictModel):
+    """What counts as a fault; every value can be set in `.moge/validation.json`.
+
+    Shares are of all pixels unless said otherwise; angles are in degrees, lengths in metres.
+    """
+
+    off: tuple[str, ...] = ()
+    """Rules that are not looked at."""
+    severities: dict[str, Literal["error", "warning"]] = Field(default_factory=dict)
+    """Other severities than the catalogue's, by rule."""
+
+    min_fov_deg: float = 2.0
+    max_fov_deg: float = 150.0
+    max_pixel_aspect: float = 1.08
+    """Greatest ratio between fx W and fy H."""
+    scaled_centre: float = 0.1
+    """How far both coordinates of a principal point may be off the centre by the same share."""
+
+    min_pixels: int = 256
+    """Known pixels below which the rules about values stay silent."""
+    min_known_share: float = 0.0005
+    min_level_ratio: float = 1.0005
+    """Greatest over least depth that still counts as constant."""
+    saturated_share: float = 0.004
+    """Of the known pixels, at exactly the greatest value."""
+    sky_gap: float = 1.5
+    """Ratio of the greatest value to the next that makes it a sky's."""
+    marker_share: float = 0.0005
+    max_levels: int = 256
+    max_step: float = 0.03
+    """Median relative step between neighbouring levels, over pixels."""
+    min_votes: int = 40
+    """Pixel triples on planes before the shape of depth is judged."""
+    registration_shift: float = 0.015
+    """Share of the image's longer side by which depth may be shifted."""
+    min_depth_m: float = 0.05
+    max_depth_m: float = 400.0
+    """Range of plausible median depths of metric data."""
+    min_camera_height_m: float = 0.2
+    max_camera_height_m: float = 12.0
+    """Range of plausible heights over the floor or road, where one is seen."""
+    min_typical_height_m: float = 0.35
+    max_typical_height_m: float = 3.0
+    """Range of the typical height in a dataset: cameras are held, driven or mounted at about the height of eyes."""
+    min_dense_share: float = 0.3
+    """Known or sky pixels that a label type for dense depth needs."""
+    dense_labels: tuple[str, ...] = ("synthetic", "A")
+    """Label types whose losses need dense depth."""
+
+    outlier_factor: float = 3.0
+    """Ratio to the dataset's typical value that makes an instance an outlier of unit."""
+    min_siblings: int = 5
+    """Instances to compare with before an outlier is told."""
+    focal_tolerance: float = 0.2
+    density_outlier: float = 0.1
+    """Share of the dataset's typical known share below which an instance is an outlier."""
+    reprojection_error: float = 0.1
+    """Median relative error of reprojected depth."""
+
+    def digest(self) -> str:
+        """Changes with a value, and with the rules themselves: what was judged otherwise is judged again."""
+        return hashlib.sha256(f"{_RULES_VERSION} {self.model_dump_json()}".encode()).hexdigest()[:16]
+
+
+def load_settings(root: Path, path: str | Path | None = None) -> ValidationSettings:
+    """The settings of a dataset: of `path`, else of its `.moge/validation.json`, else the default ones.
+
+    Raises:
+        ConfigError: no such file, an unknown key, or a value of the wrong kind.
+    """
+    own = root / STATE_DIR / SETTINGS_NAME
+    if path is None and not own.exists():
+        return ValidationSettings()
+    chosen = own if path is None else Path(path)
+    return parse_as(ValidationSettings, load_json(chosen), chosen)

@@ -1,0 +1,152 @@
+"""What the values of a depth map say of themselves, from the histogram of its codes.
+
+One count of 65,536 codes gives median, levels, steps and walls exactly, without touching the pixels again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from moge_core.datasets.validation.settings import ValidationSettings
+from moge_core.io.depth import INFINITE_CODE, UNKNOWN_CODE, CodedDepth
+
+# Stored 65535 by units a metre: millimetres, TUM, KITTI, Replica, and other scales in use.
+_MARKER = 65535
+_MARKER_SCALES = (1000.0, 5000.0, 256.0, 6553.5, 10000.0, 4000.0, 512.0, 100.0, 1.0)
+_MARKER_TOLERANCE = 2e-4
+
+
+@dataclass(frozen=True)
+class DepthValues:
+    """The finite values of a depth map (H, W), counted.
+
+    Attributes:
+        levels: (N,) float32, the distinct finite depths, rising.
+        counts: (N,) how many pixels have each.
+        num_pixels: of the map.
+        num_infinite: pixels at +Inf.
+    """
+
+    levels: npt.NDArray[np.float32]
+    counts: npt.NDArray[np.int64]
+    num_pixels: int
+    num_infinite: int
+
+    @classmethod
+    def of(cls, coded: CodedDepth) -> DepthValues:
+        """Count the codes of a map."""
+        histogram = np.bincount(coded.codes.ravel(), minlength=INFINITE_CODE + 1)
+        present = np.flatnonzero(histogram[UNKNOWN_CODE + 1 : INFINITE_CODE]) + UNKNOWN_CODE + 1
+        return cls(
+            levels=coded.depth_of_code[present],
+            counts=histogram[present],
+            num_pixels=coded.codes.size,
+            num_infinite=int(histogram[INFINITE_CODE]),
+        )
+
+    @property
+    def num_known(self) -> int:
+        """Pixels of finite depth."""
+        return int(self.counts.sum())
+
+    def statistics(self) -> dict[str, float | None]:
+        """Least, middle and greatest finite depth and the shares of finite and infinite pixels."""
+        known = self.levels.size > 0
+        return {
+            "depth_min": float(self.levels[0]) if known else None,
+            "depth_median": self._median() if known else None,
+            "depth_max": float(self.levels[-1]) if known else None,
+            "valid_share": self.num_known / self.num_pixels,
+            "inf_share": self.num_infinite / self.num_pixels,
+        }
+
+    def _median(self) -> float:
+        cumulative = np.cumsum(self.counts)
+        low, high = np.searchsorted(cumulative, [(self.num_known - 1) // 2, self.num_known // 2], side="right")
+        return float((self.levels[low] + self.levels[high]) / 2)
+
+
+def judge_values(values: DepthValues, settings: ValidationSettings) -> Iterator[tuple[str, str]]:
+    """(rule, evidence) for each rule about values that a map breaks."""
+    if values.num_known == 0:
+        share = values.num_infinite / values.num_pixels
+        yield "depth-known", f"all pixels are unknown or infinitely far ({share:.0%} infinite)"
+        return
+    known_share = values.num_known / values.num_pixels
+    if values.num_pixels >= settings.min_pixels and (
+        known_share + values.num_infinite / values.num_pixels < settings.min_known_share
+        or (values.num_known < 16 and known_share < 0.01)
+    ):
+        yield "depth-mostly-known", f"{values.num_known} of {values.num_pixels} pixels are known ({known_share:.2%})"
+    if values.num_known < settings.min_pixels:
+        return
+    if values.levels[-1] < values.levels[0] * settings.min_level_ratio:
+        yield "depth-varies", f"every known pixel is at {values.levels[0]:.6g}"
+        return
+    wall = _wall(values, settings)
+    if wall is not None:
+        yield wall
+    yield from _coarseness(values, settings)
+
+
+def _wall(values: DepthValues, settings: ValidationSettings) -> tuple[str, str] | None:
+    """A heap of pixels at exactly the greatest value: a marker, a sky, or a limit."""
+    far = float(values.levels[-1])
+    share = float(values.counts[-1]) / values.num_known
+    # What one level of this neighbourhood holds where nothing is clipped.
+    typical = float(np.median(values.counts[-64:-1])) if values.levels.size > 1 else 0.0
+    told = f"{share:.1%} of the known pixels are at exactly the greatest depth, {far:.6g}"
+    marker = _marker(values, settings)
+    if marker is not None:
+        return "marker-not-depth", marker
+    if share < settings.saturated_share or values.counts[-1] < 8 * max(typical, 1.0):
+        return None
+    # Isolated values below the heap (edges that were blurred into the sky) do not bridge the gap.
+    below = np.cumsum(values.counts[:-1])
+    body = values.levels[:-1][np.searchsorted(below, 0.995 * below[-1])] if below.size else far
+    if far >= settings.sky_gap * float(body):
+        return "sky-infinite", f"{told}, and 99.5 % of the rest is nearer than {float(body):.4g}"
+    return "depth-unsaturated", told
+
+
+def _marker(values: DepthValues, settings: ValidationSettings) -> str | None:
+    """A heap of pixels at the depth that 65535 has in a scale in use."""
+    levels, counts = values.levels, values.counts
+    for scale in _MARKER_SCALES:
+        depth = _MARKER / scale
+        first, last = np.searchsorted(levels, [depth * (1 - _MARKER_TOLERANCE), depth * (1 + _MARKER_TOLERANCE)])
+        if first == last:
+            continue
+        heap = int(counts[first:last].max())
+        around = counts[max(0, first - 32) : last + 32]
+        if heap >= settings.marker_share * values.num_known and heap >= 8 * max(float(np.median(around)), 1.0):
+            share = heap / values.num_known
+            return f"{share:.1%} of the known pixels are at {depth:.6g}, which is {_MARKER} at {scale:g} units a metre"
+    return None
+
+
+def _coarseness(values: DepthValues, settings: ValidationSettings) -> Iterator[tuple[str, str]]:
+    num_levels = values.levels.size
+    if num_levels < 2:
+        return
+    # Few returns cannot show many levels: a sweep of a hundred points says nothing about bits. Structured light has few
+    # too, by nature, as far apart as the square of their depth; those of 8 bits are evenly spaced.
+    gaps = np.diff(values.levels)
+    third = max(1, gaps.size // 3)
+    widening = float(np.median(gaps[-third:])) / float(np.median(gaps[:third]))
+    even = widening < float(np.median(values.levels[-third:])) / float(np.median(values.levels[:third]))
+    if num_levels <= settings.max_levels and even and values.num_known >= 16 * num_levels:
+        yield "depth-levels", f"{num_levels} different depths, evenly spaced, in {values.num_known} pixels"
+    steps = gaps / values.levels[:-1]
+    coarse = steps > settings.max_step
+    weights = values.counts[:-1] + values.counts[1:]
+    share = float(weights[coarse].sum() / weights.sum())
+    if share > 0.5 and values.num_known >= 16 * num_levels:
+        evidence = (
+            f"{share:.0%} of the pixels are at depths whose neighbouring values are {settings.max_step:.0%} apart"
+        )
+        yield "depth-steps", f"{evidence} or more"
