@@ -122,7 +122,7 @@ def judge_shape(votes: Votes, settings: ValidationSettings) -> Iterator[tuple[st
     """(rule, evidence) for what the votes are against."""
     least = settings.min_votes
     straight = f"of {votes.sloped} pixel triples on slopes {votes.z} lie on planes as z"
-    if votes.disparity >= max(least, 0.03 * votes.sloped) and votes.disparity > 2.5 * votes.z:
+    if votes.disparity >= max(least, 0.008 * votes.sloped) and votes.disparity > 2.3 * votes.z:
         yield "depth-not-disparity", f"{straight}, {votes.disparity} as disparity"
     elif votes.inverted >= max(least, 0.12 * votes.sloped) and votes.inverted > 4 * max(votes.z, votes.disparity):
         yield "depth-not-inverted", f"{straight}, {votes.inverted} as maximum minus depth"
@@ -176,12 +176,14 @@ class Registration:
         shift: (x, y) of the depth that would fit best, as shares of the image's longer side.
         best, here: correlation there and as it is.
         step: share of the longer side that one cell of the search is.
+        edges: share of the cells that are edges of depth.
     """
 
     shift: tuple[float, float]
     best: float
     here: float
     step: float
+    edges: float
 
 
 def register(grey: npt.NDArray[np.uint8], depth: Map) -> Registration | None:
@@ -217,6 +219,7 @@ def register(grey: npt.NDArray[np.uint8], depth: Map) -> Registration | None:
         best=float(scores[row, column]),
         here=float(scores[margin, margin]),
         step=1 / longer,
+        edges=float(np.mean(inner.max(axis=2) >= _MOST_BEND)),
     )
 
 
@@ -232,6 +235,8 @@ def judge_registration(registration: Registration, settings: ValidationSettings)
             f"edges of depth and image correlate by {registration.here:.2f} as they are, and by {registration.best:.2f}"
             f" with depth moved by {x:+.1%}, {y:+.1%} of the longer side",
         )
+    elif registration.edges > 0.02 and registration.here < settings.min_registration:
+        yield "registered", f"edges of depth and image have nothing in common (correlation {registration.here:.2f})"
 
 
 def _image_steps(image: Map) -> Map:

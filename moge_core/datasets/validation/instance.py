@@ -338,6 +338,9 @@ class _Examination:
         least, most = self.settings.min_depth_m, self.settings.max_depth_m
         if not least <= median * self.depth_unit <= most:
             self._found("unit-plausible", f"the median depth is {median * self.depth_unit:.4g} m")
+        elif abs(self.values["depth_max"] - 1) < 1e-4:
+            evidence = "the greatest depth is exactly 1, as of depth that was divided by its maximum"
+            self._found("unit-plausible", evidence)
         elif height is not None:
             low, high = self.settings.min_camera_height_m, self.settings.max_camera_height_m
             if not low <= height * self.depth_unit <= high:

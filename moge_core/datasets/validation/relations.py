@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -28,6 +29,12 @@ def compare_instances(records: Sequence[InstanceRecord], settings: ValidationSet
 
 # Copies that are named one by one. Where a whole dataset is a copy, a list of it helps nobody.
 _MOST_COPIES = 1000
+
+# Instances that show a floor before the dataset's typical camera height is judged.
+_LEAST_HEIGHTS = 3
+
+# How far apart the logarithms of both measures of scale may be for an outlier to be believed.
+_AGREEMENT = 0.6
 
 Judgement = Iterator[tuple[str, str, str]]
 """(rule, instance, evidence)."""
@@ -59,7 +66,7 @@ def _typical_height(records: Sequence[InstanceRecord], settings: ValidationSetti
         for record in records
         if record.camera_height is not None and record.depth_unit is not None
     ]
-    if len(known) < settings.min_siblings:
+    if len(known) < _LEAST_HEIGHTS:
         return
     typical = float(np.median([height for _, height in known]))
     if not settings.min_typical_height_m <= typical <= settings.max_typical_height_m:
@@ -69,38 +76,51 @@ def _typical_height(records: Sequence[InstanceRecord], settings: ValidationSetti
 
 
 def _other_units(records: Sequence[InstanceRecord], settings: ValidationSettings) -> Judgement:
-    """Outliers of camera height where floors are seen, else of median depth, among the instances of a part.
+    """Outliers of camera height or of median depth among the instances of a part, where the other does not object.
 
-    Scenes differ in depth by themselves, so a ratio counts only where it is far outside the spread of the others.
+    Scenes differ by themselves, so a ratio counts only where it is far outside the spread of the others; and another
+    unit changes both by the same factor, while a high place has a high camera alone.
     """
     for members in _parts(records):
-        judged: set[str] = set()
-        for what, value_of in (
-            ("camera height above the floor", lambda record: record.camera_height),
-            ("median depth", lambda record: record.depth_median),
-        ):
-            for record, ratio, typical in _outliers(members, value_of, settings):
-                if record.path not in judged:
-                    judged.add(record.path)
-                    evidence = f"its {what} is {ratio:.3g} times that of the others ({typical:.4g})"
+        heights = _ratios(members, [record.camera_height for record in members], settings)
+        medians = _ratios(members, [record.depth_median for record in members], settings)
+        for record in members:
+            height, median = heights.get(record.path), medians.get(record.path)
+            for what, ratio, other in (
+                ("camera height above the floor", height, median),
+                ("median depth", median, height),
+            ):
+                if ratio is None or not ratio.is_outlier:
+                    continue
+                if other is None or abs(other.log - ratio.log) < _AGREEMENT:
+                    evidence = f"its {what} is {np.exp(ratio.log):.3g} times that of the others ({ratio.typical:.4g})"
                     yield "unit-consistent", record.path, evidence
+                    break
 
 
-def _outliers(
-    members: Sequence[InstanceRecord],
-    value_of: Callable[[InstanceRecord], float | None],
-    settings: ValidationSettings,
-) -> Iterator[tuple[InstanceRecord, float, float]]:
-    known = [(record, value) for record in members if (value := value_of(record)) is not None and value > 0]
+@dataclass(frozen=True)
+class _Ratio:
+    """Logarithm of a value over the typical one, and whether it is outside the spread of the others."""
+
+    log: float
+    typical: float
+    is_outlier: bool
+
+
+def _ratios(
+    members: Sequence[InstanceRecord], values: Sequence[float | None], settings: ValidationSettings
+) -> dict[str, _Ratio]:
+    known = [(record, value) for record, value in zip(members, values, strict=True) if value is not None and value > 0]
     if len(known) < settings.min_siblings:
-        return
+        return {}
     logs = np.log([value for _, value in known])
     centre = float(np.median(logs))
     spread = 1.4826 * float(np.median(np.abs(logs - centre)))
     allowed = max(float(np.log(settings.outlier_factor)), 4 * spread)
-    for (record, value), log in zip(known, logs, strict=True):
-        if abs(log - centre) > allowed:
-            yield record, value / float(np.exp(centre)), float(np.exp(centre))
+    return {
+        record.path: _Ratio(float(log - centre), float(np.exp(centre)), bool(abs(log - centre) > allowed))
+        for (record, _), log in zip(known, logs, strict=True)
+    }
 
 
 def _other_cameras(records: Sequence[InstanceRecord], settings: ValidationSettings) -> Judgement:

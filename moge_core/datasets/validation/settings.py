@@ -28,11 +28,11 @@ class ValidationSettings(StrictModel):
     severities: dict[str, Literal["error", "warning"]] = Field(default_factory=dict)
     """Other severities than the catalogue's, by rule."""
 
-    min_fov_deg: float = 2.0
+    min_fov_deg: float = 4.5
     max_fov_deg: float = 150.0
     max_pixel_aspect: float = 1.08
     """Greatest ratio between fx W and fy H."""
-    scaled_centre: float = 0.1
+    scaled_centre: float = 0.12
     """How far both coordinates of a principal point may be off the centre by the same share."""
 
     min_pixels: int = 256
@@ -52,6 +52,8 @@ class ValidationSettings(StrictModel):
     """Pixel triples on planes before the shape of depth is judged."""
     registration_shift: float = 0.015
     """Share of the image's longer side by which depth may be shifted."""
+    min_registration: float = 0.03
+    """Correlation of the edges of image and depth below which they seem to show different things."""
     min_depth_m: float = 0.05
     max_depth_m: float = 400.0
     """Range of plausible median depths of metric data."""

@@ -138,7 +138,8 @@ def _coarseness(values: DepthValues, settings: ValidationSettings) -> Iterator[t
     gaps = np.diff(values.levels)
     third = max(1, gaps.size // 3)
     widening = float(np.median(gaps[-third:])) / float(np.median(gaps[:third]))
-    even = widening < float(np.median(values.levels[-third:])) / float(np.median(values.levels[:third]))
+    farther = float(np.median(values.levels[-third:])) / float(np.median(values.levels[:third]))
+    even = widening < farther**1.3
     if num_levels <= settings.max_levels and even and values.num_known >= 16 * num_levels:
         yield "depth-levels", f"{num_levels} different depths, evenly spaced, in {values.num_known} pixels"
     steps = gaps / values.levels[:-1]
