@@ -137,9 +137,7 @@ def test_a_part_in_another_unit_stands_out_even_without_a_unit_in_meta(
 
 
 @pytest.mark.parametrize("factor", [5.0, 1 / 5])
-def test_a_whole_dataset_off_by_five_is_told_by_its_camera_height(
-    scenes: Path, tmp_path: Path, factor: float
-) -> None:
+def test_a_whole_dataset_off_by_five_is_told_by_its_camera_height(scenes: Path, tmp_path: Path, factor: float) -> None:
     data = tmp_path / "data"
     for instance in instances_of(scenes):
         if instance.startswith("room"):
