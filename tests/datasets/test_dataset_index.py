@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +20,7 @@ import moge_core.datasets.index as index_module
 from moge_core.datasets import dataset_fingerprint, index_dataset, index_digest, read_index
 from moge_core.datasets.layout import check_entry
 from moge_core.datasets.manifest import load_manifest
-from moge_core.errors import DatasetError, InputError, MissingIndexError
+from moge_core.errors import ConfigError, DatasetError, InputError, MissingIndexError
 
 Write = Callable[..., Path]
 
@@ -331,3 +335,64 @@ def test_an_accepted_entry_never_leaves_the_dataset(line: str) -> None:
     except DatasetError:
         return
     assert Path(os.path.normpath(root / line)).is_relative_to(root)
+
+
+def test_an_unchanged_dataset_is_indexed_without_writing_anything(data: Path, write_instance: Write) -> None:
+    for name in "ab":
+        write_instance(name)
+    first = index_dataset(data)
+    before = {path: path.stat().st_mtime_ns for path in (first.manifest_path, first.index_path)}
+    second = index_dataset(data)
+    assert second.num_read == 0
+    assert (second.digest, second.findings) == (first.digest, first.findings)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_manifest_of_the_first_version_still_says_which_list_is_ours(data: Path, write_instance: Write) -> None:
+    for name in "ab":
+        write_instance(name)
+    report = index_dataset(data)
+    digest = hashlib.sha256(report.index_path.read_bytes()).hexdigest()
+    old = pa.table({"path": ["a"]}).replace_schema_metadata(
+        {b"moge": json.dumps({"version": 1, "written_lists": {".index.txt": [digest]}}).encode()}
+    )
+    pq.write_table(old, report.manifest_path)
+    write_instance("c")
+    again = index_dataset(data)
+    assert not again.adopted
+    assert again.instances == ["a", "b", "c"]
+
+
+def test_leftovers_of_a_killed_run_are_removed(data: Path, write_instance: Write) -> None:
+    write_instance("a")
+    index_dataset(data)
+    leftovers = [data / "..index.txt.0123.tmp", data / ".moge" / ".manifest.parquet.4567.tmp"]
+    for path in leftovers:
+        path.write_bytes(b"half")
+    index_dataset(data)
+    assert not any(path.exists() for path in leftovers)
+
+
+def test_new_thresholds_judge_unchanged_instances_again(data: Path, write_instance: Write) -> None:
+    write_instance("a")
+    assert index_dataset(data).findings == []
+    (data / ".moge" / "validation.json").write_text('{"max_fov_deg": 20}')
+    report = index_dataset(data)
+    assert report.num_read == 1
+    assert {finding.rule for finding in report.findings} == {"fov-plausible"}
+    assert index_dataset(data).num_read == 0
+    (data / ".moge" / "validation.json").write_text('{"max_fov": 20}')
+    with pytest.raises(ConfigError, match="max_fov_deg"):
+        index_dataset(data)
+
+
+def test_findings_of_comparing_instances_are_remembered_until_something_changes(
+    data: Path, write_instance: Write
+) -> None:
+    write_instance("a")
+    shutil.copytree(data / "a", data / "b")
+    for _ in range(2):
+        report = index_dataset(data)
+        assert [(finding.instance, finding.rule) for finding in report.findings] == [("b", "not-duplicated")]
+    shutil.rmtree(data / "b")
+    assert index_dataset(data).findings == []
