@@ -122,11 +122,16 @@ def judge_shape(votes: Votes, settings: ValidationSettings) -> Iterator[tuple[st
     """(rule, evidence) for what the votes are against."""
     least = settings.min_votes
     straight = f"of {votes.sloped} pixel triples on slopes {votes.z} lie on planes as z"
-    if votes.disparity >= max(least, 0.008 * votes.sloped) and votes.disparity > 2.3 * votes.z:
+    is_disparity = votes.disparity >= max(least, 0.008 * votes.sloped) and votes.disparity > 2.3 * votes.z
+    is_inverted = votes.inverted >= max(least, 0.12 * votes.sloped) and votes.inverted > 4 * max(
+        votes.z, votes.disparity
+    )
+    # Where few planes are seen both may be suspected.
+    if is_disparity:
         yield "depth-not-disparity", f"{straight}, {votes.disparity} as disparity"
-    elif votes.inverted >= max(least, 0.12 * votes.sloped) and votes.inverted > 4 * max(votes.z, votes.disparity):
+    if is_inverted:
         yield "depth-not-inverted", f"{straight}, {votes.inverted} as maximum minus depth"
-    elif votes.along_ray >= 4 * least and votes.along_ray > 1.25 * votes.along_axis:
+    if not is_disparity and not is_inverted and votes.along_ray >= max(4 * least, 1.25 * votes.along_axis):
         evidence = f"{votes.along_ray} pixel triples lie on planes as ray lengths, {votes.along_axis} as z"
         yield "depth-along-axis", evidence
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from moge_core.configuration import StrictModel, load_json, parse_as
 from moge_core.datasets.layout import STATE_DIR
+from moge_core.datasets.validation.catalogue import RULES
 
 SETTINGS_NAME = "validation.json"
 
@@ -29,7 +31,9 @@ class ValidationSettings(StrictModel):
     """Other severities than the catalogue's, by rule."""
 
     min_fov_deg: float = 4.5
+    """Narrowest plausible field of view, in either direction."""
     max_fov_deg: float = 150.0
+    """Widest plausible field of view, in either direction."""
     max_pixel_aspect: float = 1.08
     """Greatest ratio between fx W and fy H."""
     scaled_centre: float = 0.12
@@ -38,6 +42,7 @@ class ValidationSettings(StrictModel):
     min_pixels: int = 256
     """Known pixels below which the rules about values stay silent."""
     min_known_share: float = 0.0005
+    """Least share of known or infinite pixels."""
     min_level_ratio: float = 1.0005
     """Greatest over least depth that still counts as constant."""
     saturated_share: float = 0.004
@@ -45,9 +50,11 @@ class ValidationSettings(StrictModel):
     sky_gap: float = 1.5
     """Ratio of the greatest value to the next that makes it a sky's."""
     marker_share: float = 0.0005
+    """Of the known pixels, at exactly the depth of a marker."""
     max_levels: int = 256
+    """Most different depths, evenly spaced, that a source of 8 bits has."""
     max_step: float = 0.03
-    """Median relative step between neighbouring levels, over pixels."""
+    """Relative step between neighbouring depths that is coarse, where half of the pixels have it."""
     min_votes: int = 40
     """Pixel triples on planes before the shape of depth is judged."""
     registration_shift: float = 0.015
@@ -55,14 +62,17 @@ class ValidationSettings(StrictModel):
     min_registration: float = 0.03
     """Correlation of the edges of image and depth below which they seem to show different things."""
     min_depth_m: float = 0.05
+    """Least plausible median depth of metric data."""
     max_depth_m: float = 400.0
-    """Range of plausible median depths of metric data."""
+    """Greatest plausible median depth of metric data."""
     min_camera_height_m: float = 0.2
+    """Least plausible height over the floor or road, where one is seen."""
     max_camera_height_m: float = 12.0
-    """Range of plausible heights over the floor or road, where one is seen."""
+    """Greatest plausible height over the floor or road, where one is seen."""
     min_typical_height_m: float = 0.35
+    """Least plausible typical height in a dataset."""
     max_typical_height_m: float = 3.0
-    """Range of the typical height in a dataset: cameras are held, driven or mounted at about the height of eyes."""
+    """Greatest plausible typical height: cameras are held, driven or mounted at about the height of eyes."""
     min_dense_share: float = 0.3
     """Known or sky pixels that a label type for dense depth needs."""
     dense_labels: tuple[str, ...] = ("synthetic", "A")
@@ -73,10 +83,20 @@ class ValidationSettings(StrictModel):
     min_siblings: int = 5
     """Instances to compare with before an outlier is told."""
     focal_tolerance: float = 0.2
+    """How far a focal length may be off those of the same scene and size."""
     density_outlier: float = 0.1
     """Share of the dataset's typical known share below which an instance is an outlier."""
     reprojection_error: float = 0.1
     """Median relative error of reprojected depth."""
+
+    @field_validator("off", "severities")
+    @classmethod
+    def _names_rules(cls, value: Any) -> Any:
+        for name in value:
+            if name not in RULES:
+                near = difflib.get_close_matches(name, RULES, 1)
+                raise ValueError(f"no rule is called {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        return value
 
     def digest(self) -> str:
         """Changes with a value, and with the rules themselves: what was judged otherwise is judged again."""
