@@ -28,7 +28,7 @@ def source(tmp_path: Path) -> Path:
     folder = tmp_path / "source"
     folder.mkdir()
     for i in range(2):
-        cv2.imwrite(str(folder / f"{i}.png"), np.full((12, 16, 3), 90, np.uint8))
+        cv2.imwrite(str(folder / f"{i}.png"), np.full((12, 16, 3), 90 + 20 * i, np.uint8))
         cv2.imwrite(str(folder / f"{i}_depth.png"), np.full((12, 16), 1000 + i, np.uint16))
     return folder
 

@@ -3,7 +3,9 @@
     moge import rgbd-folder SRC -o OUT ...    raw data into the dataset format
     moge index DATASET                        list the instances, record what is known of each
     moge validate DATASET                     check every instance of a list
+    moge quarantine DATASET [INSTANCE...]     keep instances out of the list without deleting them
     moge inspect INSTANCE_OR_DATASET          point clouds and depth pictures
+    moge report DATASET                       one page about a dataset, to open in a browser
     moge sample-scenes OUT --count N          render a dataset that needs no download
     moge preview-batches CONFIG -o FILE.png   what a training sees, as a picture
     moge profile-loader CONFIG                how fast its data loads here, and what would help
@@ -29,7 +31,7 @@ from pathlib import Path
 import click
 
 from moge_core import __version__
-from moge_core.cli import datasets, loading, models
+from moge_core.cli import datasets, loading, models, report
 from moge_core.cli.common import EXIT_FINDINGS, Commands, verbose
 
 
@@ -73,7 +75,9 @@ for command in (
     datasets.import_group,
     datasets.index_command,
     datasets.validate_command,
+    datasets.quarantine_command,
     datasets.inspect_command,
+    report.report_command,
     datasets.sample_scenes_command,
     loading.preview_batches_command,
     loading.profile_loader_command,

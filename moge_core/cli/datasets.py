@@ -130,7 +130,8 @@ def index_command(
         report = index_dataset(
             dataset, index_name=index_name, depth_name=depth_name, rebuild=rebuild, progress=progress
         )
-    whose = "left as it is" if report.adopted else "written"
+    kind = "your own list" if index_name == ".index.txt" else "a split"
+    whose = f"{kind}, left as it is" if report.adopted else "written"
     click.echo(f"{report.index_path}: {len(report.instances)} instances ({whose})")
     click.echo(f"  looked at {report.num_scanned}, read {report.num_read} that were new or changed")
     if report.backup_path is not None:

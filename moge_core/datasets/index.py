@@ -28,6 +28,7 @@ from moge_core.datasets.layout import (
 from moge_core.datasets.manifest import (
     InstanceRecord,
     Manifest,
+    comparison_key,
     load_manifest,
     locked,
     manifest_path,
@@ -328,11 +329,11 @@ def _comparison(
 
     Instances are compared with those beside them, so the remembered ones hold as long as nothing changed anywhere.
     """
-    key = f"comparison of {index_name} with {depth_name}"
+    key = comparison_key(index_name, depth_name)
     digest = _digest(instances, manifest, depth_name)
     remembered = manifest.notes.get(key)
     if remembered is not None and remembered["digest"] == digest and remembered["settings"] == settings.digest():
-        return [Finding(**finding) for finding in remembered["findings"]]
+        return manifest.comparison(index_name, depth_name)
     found = compare_instances(manifest.select(instances, depth_name), settings)
     manifest.notes[key] = {
         "digest": digest,

@@ -38,14 +38,19 @@ class LoadedInstance:
         image: uint8 (H, W, 3), RGB.
         depth: float32 (H, W), NaN unknown and +Inf infinitely far; metres when `metric`.
         intrinsics: float32 (3, 3), normalised.
-        metric: True when the unit of the depth is known.
+        unit: metres a unit of the stored depth; None where nobody knows.
     """
 
     folder: Path
     image: npt.NDArray[np.uint8]
     depth: npt.NDArray[np.float32]
     intrinsics: npt.NDArray[np.float32]
-    metric: bool
+    unit: float | None
+
+    @property
+    def metric(self) -> bool:
+        """True when the depth is in metres."""
+        return self.unit is not None
 
 
 @dataclass(frozen=True)
@@ -187,7 +192,7 @@ def load_instance(
     unit = depth_unit if depth_unit is not None else _unit_of(meta)
     if unit is not None:
         depth = depth * np.float32(unit)
-    return LoadedInstance(folder, image, depth, np.asarray(intrinsics, np.float32), metric=unit is not None)
+    return LoadedInstance(folder, image, depth, np.asarray(intrinsics, np.float32), unit)
 
 
 def write_point_cloud(

@@ -159,6 +159,11 @@ class Manifest:
         records = self.select((path for path in instances if path in flagged), depth_name)
         return [record for record in records if record.findings]
 
+    def comparison(self, index_name: str, depth_name: str) -> list[Finding]:
+        """What comparing the instances of a list with each other gave, when it was last indexed."""
+        remembered = self.notes.get(comparison_key(index_name, depth_name))
+        return [] if remembered is None else [Finding(**finding) for finding in remembered["findings"]]
+
     @property
     def changed(self) -> bool:
         """True when the file does not hold this yet."""
@@ -205,6 +210,11 @@ class Manifest:
                 for row, (path, name) in enumerate(zip(paths, names, strict=True)):
                     self._rows.setdefault(name, {})[path] = row
         return self._rows
+
+
+def comparison_key(index_name: str, depth_name: str) -> str:
+    """Under which of the notes the findings of comparing a list's instances are remembered."""
+    return f"comparison of {index_name} with {depth_name}"
 
 
 def manifest_path(root: Path) -> Path:

@@ -4,6 +4,9 @@ colors        colorize_depth, colorize_normal, colorize_mask
 sheets        contact_sheet
 plots         plot_histogram
 point_clouds  write_viewer_ply
+pages         one-file web pages: render_page, render_template, image_data_uri
+charts        histogram_svg, shares_svg, for such pages
+viewer        pack_point_cloud, viewer_script: point clouds that turn in them
 """
 
 from moge_core.visualization.colors import colorize_depth, colorize_mask, colorize_normal

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import warnings
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,7 @@ def plot_histogram(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    counts, edges = _check_histogram(*values) if isinstance(values, tuple) else _count(np.asarray(values), log)
+    counts, edges = _check_histogram(*values) if isinstance(values, tuple) else count_values(values, log=log)
     if log:
         positive = edges[:-1] > 0
         counts, edges = counts[positive], np.append(edges[:-1][positive], edges[-1:])
@@ -64,24 +65,38 @@ def plot_histogram(
     axes.set_xlabel(x_label, parse_math=False)
     axes.spines[["top", "right"]].set_visible(False)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
+    with warnings.catch_warnings():
+        # Names of datasets may be in any script; a letter that the font lacks is a box.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure.savefig(buffer, format="png", metadata={"Software": None})
     if path is not None:
         with atomic_open(path) as file:
             file.write(buffer.getvalue())
     return buffer.getvalue()
 
 
-def _count(values: npt.NDArray[Any], log: bool) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def count_values(
+    values: npt.NDArray[Any], *, log: bool = False, num_bins: int = _NUM_BINS, bounds: tuple[float, float] | None = None
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Counts (N,) and edges (N + 1,) of the finite values; N is 0 without any.
+
+    Args:
+        values: numbers of any shape.
+        log: bins of equal ratio; only values above 0 are counted.
+        num_bins: N.
+        bounds: the outermost edges; by default the least and the greatest value.
+    """
+    values = np.asarray(values)
     finite = values[np.isfinite(values)].astype(np.float64)
     if log:
         finite = finite[finite > 0]
     if finite.size == 0:
         return np.zeros(0), np.zeros(1)
-    low, high = float(finite.min()), float(finite.max())
+    low, high = (float(finite.min()), float(finite.max())) if bounds is None else bounds
     if not _is_wide(low, high):
         # Equal values still need a bar that can be seen.
         low, high = (low / 1.1, high * 1.1) if log else (low - max(abs(low), 1) / 10, high + max(abs(high), 1) / 10)
-    edges = np.geomspace(low, high, _NUM_BINS + 1) if log else np.linspace(low, high, _NUM_BINS + 1)
+    edges = np.geomspace(low, high, num_bins + 1) if log else np.linspace(low, high, num_bins + 1)
     counts, _ = np.histogram(finite, bins=edges)
     return counts.astype(np.float64), edges
 

@@ -124,6 +124,10 @@ def test_quality_shows_pictures_and_names_the_point_cloud_of_every_sample(projec
         with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
             assert picture.width > 100
     assert metadata["statistics"]
+    page = Path(metadata["page"])
+    assert page == project.root / "workspace" / "quality" / "sample" / "report.html"
+    assert page.read_bytes().startswith(b"<!doctype html>")
+    assert metadata["verdict"] == "3 instances, none broken, no warnings."
 
 
 @pytest.mark.parametrize("size", [(600, 450), (3000, 20), (1, 1)])

@@ -298,9 +298,10 @@ class _Examination:
         for rule, evidence in judge_values(values, self.settings):
             self._found(rule, evidence)
         self._check_density(values.num_known / values.num_pixels, values.num_infinite / values.num_pixels)
-        if values.num_known >= self.settings.min_pixels and values.levels[-1] > values.levels[0]:
+        telling = values.num_known >= self.settings.min_pixels and values.levels[-1] > values.levels[0]
+        if telling:
             self._check_geometry(coded, grey)
-        self._check_unit()
+        self._check_unit(telling=telling)
 
     def _check_geometry(self, coded: Any, grey: npt.NDArray[np.uint8] | None) -> None:
         from moge_core.datasets.validation.geometry import (
@@ -331,14 +332,14 @@ class _Examination:
             evidence = f"{dense:.1%} of the pixels are known ({kind}), and the label type is {self.label_type}"
             self._found("density-fits-label", evidence)
 
-    def _check_unit(self) -> None:
+    def _check_unit(self, *, telling: bool) -> None:
         median, height = self.values.get("depth_median"), self.values.get("camera_height")
         if self.depth_unit is None or median is None:
             return
         least, most = self.settings.min_depth_m, self.settings.max_depth_m
         if not least <= median * self.depth_unit <= most:
             self._found("unit-plausible", f"the median depth is {median * self.depth_unit:.4g} m")
-        elif abs(self.values["depth_max"] - 1) < 1e-4:
+        elif telling and abs(self.values["depth_max"] - 1) < 1e-4:
             evidence = "the greatest depth is exactly 1, as of depth that was divided by its maximum"
             self._found("unit-plausible", evidence)
         elif height is not None:

@@ -27,8 +27,9 @@ def quality_asset(entry: DatasetEntry, catalog: Catalog) -> dg.AssetsDefinition:
         deps=[index_key(entry.slug)],
         group_name="quality",
         kinds={"python"},
-        description=f"What {entry.name} looks like: sampled instances as pictures and as point clouds (PLY, for MeshLab"
-        f" or CloudCompare), and the distribution of its depths, below `{out_dir.relative_to(catalog.root)}`.",
+        description=f"What {entry.name} looks like: one page to open in a browser (`report.html`), with sampled"
+        " instances as pictures and as point clouds to turn, the distribution of depths and cameras, and what is wrong;"
+        f" the clouds as PLY, too. Below `{out_dir.relative_to(catalog.root)}`.",
     )
     def quality(context: dg.AssetExecutionContext, config: QualityConfig) -> dg.MaterializeResult[Any]:
         metadata: dict[str, Any] = {}
@@ -60,6 +61,9 @@ def _write_report(entry: DatasetEntry, variant: DatasetVariant, folder: Path, co
     problems = [dg.TableRecord({"instance": name, "problem": text}) for name, text in report.problems.items()]
     clouds = [dg.TableRecord({"instance": name, "ply": str(path)}) for name, path in report.ply_paths.items()]
     return {
+        "verdict": report.verdict,
+        # A path that can be copied: browsers do not follow links from a page of a server to a file.
+        "page": dg.MetadataValue.path(report.html_path),
         "contact_sheet": picture(Path(report.contact_sheet), f"Sampled instances of {entry.name}"),
         "depth_histogram": picture(Path(report.depth_histogram), f"Depths of {entry.name}"),
         "point_clouds": dg.MetadataValue.table(clouds),
