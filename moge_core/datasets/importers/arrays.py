@@ -8,7 +8,10 @@ from __future__ import annotations
 import math
 import re
 import zipfile
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import IO, Any
@@ -16,7 +19,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from moge_core.errors import FormatError, ImageTooLargeError, MissingDependencyError
+from moge_core.errors import FormatError, ImageTooLargeError, MissingDependencyError, MoGeError
 from moge_core.io import limits
 
 # Keyword, width, height, scale, each followed by one blank; a negative scale says that the least byte comes first.
@@ -70,18 +73,37 @@ def read_npy(path: Path) -> npt.NDArray[Any]:
         return _read_npy(file, str(path))
 
 
+@dataclass(frozen=True)
+class NpyHeader:
+    """What an NPY file or a member of an NPZ file says of its array."""
+
+    shape: tuple[int, ...]
+    is_fortran: bool
+    dtype: np.dtype[Any]
+
+
+def npz_headers(path: Path) -> dict[str, NpyHeader]:
+    """Names and headers of the arrays in an NPZ file, without decompressing the arrays.
+
+    Raises:
+        FormatError: damaged, or objects.
+    """
+    headers = {}
+    with open_npz(path) as archive:
+        for member in archive.namelist():
+            if member.endswith(".npy"):
+                with archive.open(member) as file:
+                    headers[member.removesuffix(".npy")] = read_npy_header(file, f"{path}: {member}")
+    return headers
+
+
 def npz_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the arrays in an NPZ file, without decompressing them."""
-    shapes = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.namelist():
-                if member.endswith(".npy"):
-                    with archive.open(member) as file:
-                        shapes[member.removesuffix(".npy")] = _npy_header(file, f"{path}: {member}")[0]
-    except zipfile.BadZipFile as error:
-        raise FormatError(path, "must be an NPZ file", found=error) from error
-    return shapes
+    """Names and shapes of the arrays in an NPZ file, without decompressing them.
+
+    Raises:
+        FormatError: damaged, or objects.
+    """
+    return {name: header.shape for name, header in npz_headers(path).items()}
 
 
 def read_npz(path: Path, key: str | None = None) -> npt.NDArray[Any]:
@@ -94,13 +116,26 @@ def read_npz(path: Path, key: str | None = None) -> npt.NDArray[Any]:
     Raises:
         FormatError: no such array, several without a key, damaged, or objects.
     """
+    with open_npz(path) as archive:
+        names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+        with archive.open(f"{_one_of(names, key, path)}.npy") as file:
+            return _read_npy(file, str(path))
+
+
+@contextmanager
+def open_npz(path: Path) -> Iterator[zipfile.ZipFile]:
+    """An NPZ file, whose damages become errors that name it.
+
+    Raises:
+        FormatError: no such file, damaged, encrypted, or compressed by a method that is not known.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
-            names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
-            with archive.open(f"{_one_of(names, key, path)}.npy") as file:
-                return _read_npy(file, str(path))
-    except zipfile.BadZipFile as error:
-        raise FormatError(path, "must be an NPZ file", found=error) from error
+            yield archive
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
+        if isinstance(error, MoGeError):
+            raise
+        raise FormatError(path, "must be a readable NPZ file", found=error) from error
 
 
 def read_hdf5(path: Path, key: str | None = None, index: int | None = None) -> npt.NDArray[Any]:
@@ -116,9 +151,12 @@ def read_hdf5(path: Path, key: str | None = None, index: int | None = None) -> n
             names = [name for name, item in file.items() if isinstance(item, h5py.Dataset)]
             dataset = file[_one_of(names, key, path)]
             shape = dataset.shape if index is None else dataset.shape[1:]
-            _check_bytes(shape, dataset.dtype, str(path))
+            for size in (shape, dataset.chunks or ()):
+                check_bytes(size, dataset.dtype, str(path))
             return np.asarray(dataset[()] if index is None else dataset[index])
-    except OSError as error:
+    except (OSError, RuntimeError, KeyError, IndexError, TypeError, ValueError) as error:
+        if isinstance(error, MoGeError):
+            raise
         raise FormatError(path, "must be a readable HDF5 file", found=error) from error
 
 
@@ -190,28 +228,44 @@ def _read_tiff(path: Path) -> npt.NDArray[Any]:
     return np.asarray(values)
 
 
-def _npy_header(file: IO[bytes], name: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    version = np.lib.format.read_magic(file)
-    reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = reader(file)
+def read_npy_header(file: IO[bytes], name: str) -> NpyHeader:
+    """The header of an NPY file, which is left at the first byte of its numbers.
+
+    Raises:
+        FormatError: another file, an impossible shape, or Python objects.
+    """
+    try:
+        version = np.lib.format.read_magic(file)
+        reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = reader(file)
+    except (ValueError, TypeError, MemoryError, RecursionError) as error:
+        raise FormatError(name, "must have the header of an NPY file", found=error) from error
     if dtype.hasobject:
         raise FormatError(name, "must hold numbers", found="Python objects, which could run code when read")
-    return shape, fortran, dtype
+    if any(size < 0 for size in shape):
+        raise FormatError(name, "must have a shape", found=shape)
+    return NpyHeader(shape, fortran, dtype)
 
 
 def _read_npy(file: IO[bytes], name: str) -> npt.NDArray[Any]:
-    shape, fortran, dtype = _npy_header(file, name)
-    _check_bytes(shape, dtype, name)
+    header = read_npy_header(file, name)
+    shape, dtype = header.shape, header.dtype
+    check_bytes(shape, dtype, name)
     count = math.prod(shape)
     data = file.read(count * dtype.itemsize)
     if len(data) < count * dtype.itemsize:
         raise FormatError(name, "must not be truncated", found=f"{len(data):,} bytes for the shape {shape}")
     values: npt.NDArray[Any] = np.frombuffer(data, dtype, count)
-    values = values.reshape(shape[::-1]).T if fortran else values.reshape(shape)
+    values = values.reshape(shape[::-1]).T if header.is_fortran else values.reshape(shape)
     return values if dtype.isnative else values.astype(dtype.newbyteorder("="))
 
 
-def _check_bytes(shape: tuple[int, ...], dtype: np.dtype[Any], name: str) -> None:
+def check_bytes(shape: tuple[int, ...], dtype: np.dtype[Any], name: str) -> None:
+    """Refuse an array that a header announces, before anything is allocated for it.
+
+    Raises:
+        ImageTooLargeError: more bytes than `limits.MAX_FILE_BYTES`.
+    """
     if math.prod(shape) * dtype.itemsize > limits.MAX_FILE_BYTES:
         raise ImageTooLargeError(
             name, f"an array may have at most {limits.MAX_FILE_BYTES:,} bytes", found=f"the shape {shape} of {dtype}"

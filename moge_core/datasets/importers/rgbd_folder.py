@@ -18,7 +18,7 @@ import numpy as np
 
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics, parse_intrinsics
 from moge_core.datasets.importers.pairing import pair_by_frame
-from moge_core.datasets.importers.records import Record, Stored, StoredDepth
+from moge_core.datasets.importers.records import Record, Stored, StoredDepth, finding_of
 from moge_core.datasets.importers.source_files import INTEGER_SUFFIXES, find_sources
 from moge_core.datasets.importers.writing import ImportReport, ImportSettings, Resolution, check_folders, run_import
 from moge_core.datasets.layout import Finding, Progress
@@ -214,8 +214,11 @@ def _records(
     for pair in pairing.pairs:
         camera, camera_file = cameras.get(pair.image, (reading.camera, None))
         if camera is None:
-            evidence = f"no file of {reading.camera_pattern} has its frame token, or it holds no camera"
+            evidence = f"no file of {reading.camera_pattern} has its frame token"
             yield Finding(str(pair.image), "paired", "error", evidence, "Add the frame's intrinsics.")
+            continue
+        if isinstance(camera, Exception):
+            yield finding_of(str(pair.image), camera)
             continue
         yield Record(
             name=str(pair.instance),
@@ -228,8 +231,8 @@ def _records(
 
 def _cameras_of_frames(
     source: Path, images: Sequence[PurePosixPath], reading: _Reading
-) -> dict[PurePosixPath, tuple[PixelIntrinsics | None, Path]]:
-    """The camera of each image where every frame has a file of its own."""
+) -> dict[PurePosixPath, tuple[PixelIntrinsics | MoGeError | OSError, Path]]:
+    """The camera of each image where every frame has a file of its own, or why that file holds none."""
     if reading.camera_pattern is None:
         return {}
     files = [PurePosixPath(path.relative_to(source).as_posix()) for path in sorted(source.glob(reading.camera_pattern))]
@@ -237,13 +240,18 @@ def _cameras_of_frames(
         raise InputError(
             "intrinsics", "must name files of intrinsics, one a frame", found=f"none like {reading.camera_pattern}"
         )
-    cameras: dict[PurePosixPath, tuple[PixelIntrinsics | None, Path]] = {}
-    for pair in pair_by_frame(images, files).pairs:
+    try:
+        pairs = pair_by_frame(images, files).pairs
+    except DatasetError as error:
+        rule = f"files like {reading.camera_pattern} must have the frame tokens of the images, each once"
+        raise InputError("intrinsics", rule, found=error.found) from error
+    cameras: dict[PurePosixPath, tuple[PixelIntrinsics | MoGeError | OSError, Path]] = {}
+    for pair in pairs:
         path = source / pair.depth
         try:
             cameras[pair.image] = (_upright(parse_intrinsics(path), reading.size), path)
-        except MoGeError:
-            cameras[pair.image] = (None, path)
+        except (MoGeError, OSError) as error:
+            cameras[pair.image] = (error, path)
     return cameras
 
 

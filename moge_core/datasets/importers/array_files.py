@@ -1,0 +1,285 @@
+"""Frames as arrays: NPZ, HDF5 or Zarr with images, depth and intrinsics.
+
+    report = import_arrays("frames.npz", "data/frames")
+    report = import_arrays("episodes", "data/robot", image_key="cam0/rgb", depth_key="cam0/depth", intrinsics="K.txt")
+
+    source                      a file of one of these kinds, or a folder with any number of them
+    ├── a.npz                   arrays by name; with or without a leading N, which makes N instances
+    ├── b.h5, b.hdf5            likewise; names may be paths, like obs/rgb
+    └── c.zarr/                 a group of version 2 or 3, likewise
+
+    image | images | rgb | rgbs | color | colors    (N, H, W, 3 or 4) or (N, 3 or 4, H, W): uint8, uint16, or float 0..1
+    depth | depths                                  (N, H, W), also (N, H, W, 1) or (N, 1, H, W)
+    intrinsics | intrinsic | K                      (3, 3), (4, 4) or fx, fy, cx, cy; one, or one a frame
+    normal | normals                                (N, H, W, 3), OpenCV axes; optional
+
+Intrinsics are in pixels counted from the centre of the first pixel, or normalised (fx < 10). Which was taken is told.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from moge_core.datasets.importers.array_sources import SUFFIXES, ArrayInfo, Arrays, Slabs, open_arrays
+from moge_core.datasets.importers.intrinsics import PixelIntrinsics, intrinsics_from_matrix, parse_intrinsics
+from moge_core.datasets.importers.records import DepthKind, Read, Record, Stored, StoredDepth, finding_of
+from moge_core.datasets.importers.writing import ImportReport, ImportSettings, Resolution, check_folders, run_import
+from moge_core.datasets.layout import Finding, Progress
+from moge_core.errors import DatasetError, FormatError, InputError, MoGeError
+
+IMPORTER = "arrays"
+
+_Convert: TypeAlias = Callable[[npt.NDArray[Any], str], npt.NDArray[Any]]
+
+_NAMES = {
+    "image": ("image", "images", "rgb", "rgbs", "color", "colors"),
+    "depth": ("depth", "depths"),
+    "intrinsics": ("intrinsics", "intrinsic", "K"),
+    "normal": ("normal", "normals"),
+}
+
+
+def import_arrays(
+    source: str | Path,
+    out_dir: str | Path,
+    *,
+    image_key: str | None = None,
+    depth_key: str | None = None,
+    intrinsics_key: str | None = None,
+    normal_key: str | None = None,
+    intrinsics: str | Path | PixelIntrinsics | None = None,
+    kind: DepthKind = "z",
+    scale: float | None = None,
+    invalid: Sequence[float] = (),
+    baseline: float | None = None,
+    depth_unit: float | None = 1.0,
+    name_prefix: str = "",
+    label_type: str = "sfm",
+    max_depth: float | None = None,
+    resolution: Resolution = "smaller",
+    progress: Progress | None = None,
+) -> ImportReport:
+    """Turn arrays into a dataset, or bring one made earlier up to date. See the module for names and shapes.
+
+    Args:
+        source: a file, or a folder with files.
+        out_dir: the dataset to make or add to.
+        image_key, depth_key, intrinsics_key, normal_key: names of the arrays, where they are not the usual ones.
+        intrinsics: the camera of all frames in pixels, "fx,fy,cx,cy" or a file, instead of an array.
+        kind, scale, invalid, baseline: what the values of depth mean, see `StoredDepth`.
+        depth_unit: metres a unit of the written depth; None where nobody knows.
+        name_prefix, label_type, max_depth, resolution: see `ImportSettings`.
+        progress: called as `progress(done, total)`.
+
+    Raises:
+        DatasetError: no such file, no arrays in the folder, or no frame that could be imported.
+        InputError: an option outside its domain.
+        FormatError: a file of intrinsics that holds none.
+        MissingDependencyError: h5py or zarr is needed and not installed.
+    """
+    source, out = check_folders(source, out_dir)
+    settings = ImportSettings(name_prefix, label_type, max_depth, resolution)
+    if depth_unit is not None and not (np.isfinite(depth_unit) and depth_unit > 0):
+        raise InputError("depth_unit", "must be a positive number of metres, or none", found=depth_unit)
+    base = source if source.is_dir() else source.parent
+    camera = (
+        intrinsics if isinstance(intrinsics, PixelIntrinsics | None) else parse_intrinsics(intrinsics, search_dir=base)
+    )
+    keys = {"image": image_key, "depth": depth_key, "intrinsics": intrinsics_key, "normal": normal_key}
+    meaning = StoredDepth(source, kind=kind, scale=scale, invalid=tuple(invalid), baseline=baseline)
+    reading = _Reading(keys, camera, meaning, depth_unit)
+    options = {**keys, "intrinsics": camera, "kind": kind, "scale": scale, "invalid": invalid, "depth_unit": depth_unit}
+    with contextlib.ExitStack() as stack:
+        records = _records(source, _sources(source, out), reading, stack)
+        return run_import(IMPORTER, source, out, records, settings, options=options, progress=progress)
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """How the arrays of every file are read."""
+
+    keys: dict[str, str | None]
+    camera: PixelIntrinsics | None
+    meaning: StoredDepth
+    depth_unit: float | None
+
+
+def _sources(source: Path, out: Path) -> list[Path]:
+    if source.suffix.lower() in SUFFIXES:
+        return [source]
+    if not source.is_dir():
+        raise DatasetError(source, f"must be one of {', '.join(sorted(SUFFIXES))}, or a folder of them", found="a file")
+    found = []
+    for path in sorted(source.rglob("*")):
+        inside = any(parent.suffix.lower() == ".zarr" for parent in path.relative_to(source).parents)
+        hidden = any(part.startswith(".") for part in path.relative_to(source).parts)
+        is_kind = path.suffix.lower() in SUFFIXES and path.is_dir() == (path.suffix.lower() == ".zarr")
+        if is_kind and not inside and not hidden and not path.is_relative_to(out):
+            found.append(path)
+    if not found:
+        raise DatasetError(source, f"must hold files of {', '.join(sorted(SUFFIXES))}", found="none of them")
+    return found
+
+
+def _records(
+    source: Path, paths: Sequence[Path], reading: _Reading, stack: contextlib.ExitStack
+) -> Iterator[Record | Finding]:
+    slabs = Slabs()
+    for path in paths:
+        name = (path.name if path == source else path.relative_to(source).as_posix()).removesuffix(path.suffix)
+        try:
+            arrays = stack.enter_context(open_arrays(path, slabs))
+            frames = _Frames.of(arrays, reading)
+        except (MoGeError, OSError) as error:
+            yield finding_of(name, error)
+            continue
+        for index in range(frames.count) if frames.count is not None else (None,):
+            frame_name = name if index is None else f"{name}/{index:06d}"
+            try:
+                yield frames.record(frame_name, index, reading)
+            except (MoGeError, OSError) as error:
+                yield finding_of(frame_name, error)
+
+
+@dataclass(frozen=True)
+class _Frames:
+    """The arrays of one file: which they are, how many frames they have, and their cameras."""
+
+    arrays: Arrays
+    image_key: str
+    depth_key: str
+    normal_key: str | None
+    count: int | None
+    """None where the arrays have no leading N."""
+    image_size: tuple[int, int]
+    intrinsics: npt.NDArray[Any] | None
+    intrinsics_key: str
+
+    @classmethod
+    def of(cls, arrays: Arrays, reading: _Reading) -> _Frames:
+        image_key, image = _needed(arrays, "image", reading.keys["image"])
+        depth_key, depth = _needed(arrays, "depth", reading.keys["depth"])
+        if len(image.shape) not in (3, 4):
+            raise _misshaped(arrays, image_key, "(H, W, 3) or (3, H, W), with or without a leading N", image.shape)
+        count = image.shape[0] if len(image.shape) == 4 else None
+        frame_shape = image.shape[-3:]
+        channels_last = frame_shape[2] in (3, 4)
+        if not channels_last and frame_shape[0] not in (3, 4):
+            raise _misshaped(arrays, image_key, "(H, W, 3) or (3, H, W), with or without a leading N", image.shape)
+        height, width = frame_shape[:2] if channels_last else frame_shape[1:]
+        normal_key = reading.keys["normal"] or _usual(arrays, "normal")
+        others = {depth_key: depth}
+        if normal_key is not None:
+            others[normal_key] = _needed(arrays, "normal", normal_key)[1]
+        for key, info in others.items():
+            if count is not None and info.shape[0] != count:
+                raise _misshaped(arrays, key, f"as many frames as {image_key}, {count}", info.shape)
+        # A size costs a file nothing to announce; a frame that was stored takes at least a byte.
+        if count is not None and count > min(image.stored_bytes, depth.stored_bytes):
+            raise _misshaped(arrays, image_key, "bytes for all of its frames", image.shape)
+        matrices, intrinsics_key = None, ""
+        if reading.camera is None:
+            intrinsics_key, _ = _needed(arrays, "intrinsics", reading.keys["intrinsics"])
+            matrices = arrays.whole(intrinsics_key)
+        return cls(arrays, image_key, depth_key, normal_key, count, (width, height), matrices, intrinsics_key)
+
+    def record(self, name: str, index: int | None, reading: _Reading) -> Record:
+        """One frame."""
+        camera, notes = (reading.camera, ()) if reading.camera is not None else self._camera(index)
+        keys = [key for key in (self.image_key, self.depth_key, self.normal_key) if key is not None]
+        return Record(
+            name=name,
+            image=Stored(*self._place(self.image_key, index, _to_rgb)),
+            depth=self._depth(index, reading.meaning),
+            camera=camera,
+            normal=None if self.normal_key is None else Stored(*self._place(self.normal_key, index)),
+            depth_unit=reading.depth_unit,
+            extra_files=tuple(path for key in keys for path in self.arrays.files(key, index)),
+            notes=notes,
+        )
+
+    def _depth(self, index: int | None, meaning: StoredDepth) -> StoredDepth:
+        path, read, part = self._place(self.depth_key, index)
+        return replace(meaning, path=path, read=read, part=part)
+
+    def _place(self, key: str, index: int | None, convert: _Convert | None = None) -> tuple[Path, Read, str]:
+        """Path, reader and part of an array or of one of its frames."""
+
+        def read(_: Path) -> npt.NDArray[Any]:
+            values = self.arrays.whole(key) if index is None else self.arrays.frame(key, index)
+            return values if convert is None else convert(values, f"{self.arrays.path}: {key}")
+
+        return self.arrays.files(key, index)[0], read, key if index is None else f"{key}/{index}"
+
+    def _camera(self, index: int | None) -> tuple[PixelIntrinsics, tuple[str, ...]]:
+        """The camera of a frame, and which of the two conventions it was found in."""
+        where = f"{self.arrays.path}: {self.intrinsics_key}"
+        values = np.asarray(self.intrinsics, np.float64)
+        shape = values.shape[-2:] if values.shape[-2:] in {(3, 3), (4, 4)} else values.shape[-1:]
+        if shape not in {(3, 3), (4, 4), (4,)} or values.ndim > len(shape) + 1:
+            raise FormatError(where, "must be (3, 3), (4, 4) or (4,), one or one a frame", found=values.shape)
+        if values.ndim > len(shape):
+            if len(values) not in {1, self.count or 1}:
+                raise FormatError(where, f"must be one, or one of {self.count} frames", found=values.shape)
+            values = values[0 if len(values) == 1 else index or 0]
+        if shape == (4,):
+            fx, fy, cx, cy = values
+            values = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
+        K = values[:3, :3].copy()
+        if not np.allclose(K[2], (0, 0, 1)) and np.allclose(K[:, 2], (0, 0, 1)):
+            K = K.T.copy()
+        if not 0 < K[0, 0] < 10:
+            note = "Intrinsics were taken as pixels, counted from the centre of the first pixel."
+            return intrinsics_from_matrix(K, where), (note,)
+        width, height = self.image_size
+        K[0] *= width
+        K[1] *= height
+        K[:2, 2] -= 0.5
+        note = "Intrinsics were taken as normalised by the size of the image, because fx < 10."
+        return replace(intrinsics_from_matrix(K, where), size=self.image_size), (note,)
+
+
+def _usual(arrays: Arrays, what: str) -> str | None:
+    """The first of the usual names that is there."""
+    return next((name for name in _NAMES[what] if arrays.describe(name) is not None), None)
+
+
+def _needed(arrays: Arrays, what: str, key: str | None) -> tuple[str, ArrayInfo]:
+    """Name and description of an array: the one that was named, or of a usual name."""
+    name = key or _usual(arrays, what)
+    info = None if name is None else arrays.describe(name)
+    if name is None or info is None:
+        listed = ", ".join(sorted(arrays.names())[:10]) or "no arrays"
+        fix = f"Say which it is with --{what}-key" + (", or give --intrinsics." if what == "intrinsics" else ".")
+        raise FormatError(arrays.path, f"must hold {key or what}", found=listed, fix=fix)
+    return name, info
+
+
+def _misshaped(arrays: Arrays, key: str, rule: str, shape: tuple[int, ...]) -> FormatError:
+    return FormatError(f"{arrays.path}: {key}", f"must have {rule}", found=f"shape {shape}")
+
+
+def _to_rgb(values: npt.NDArray[Any], where: str) -> npt.NDArray[np.uint8]:
+    """Pixels (H, W, 3) of 8 bits, from any of the ways in which images are stored."""
+    if values.shape[2] not in (3, 4):
+        values = np.moveaxis(values, 0, 2)
+    values = values[..., :3]
+    if values.dtype == np.uint8:
+        return np.ascontiguousarray(values)
+    if values.dtype == np.uint16:
+        return np.rint(values / 257).astype(np.uint8)
+    if values.dtype.kind != "f":
+        raise FormatError(where, "must be uint8, uint16 or floats from 0 to 1", found=values.dtype)
+    least, greatest = float(np.nanmin(values, initial=0)), float(np.nanmax(values, initial=0))
+    if least < 0 or greatest > 1.001:
+        found = f"{least:g} to {greatest:g}"
+        raise FormatError(where, "must be floats from 0 to 1", found=found, fix="Divide by 255, or save as uint8.")
+    image: npt.NDArray[np.uint8] = np.rint(255 * np.clip(np.nan_to_num(values), 0, 1)).astype(np.uint8)
+    return image
