@@ -273,12 +273,13 @@ def dataset_fingerprint(dataset_dir: str | Path) -> str:
     root = resolve_dataset(dataset_dir)
     manifest = load_manifest(root)
     lines = []
+    prefix = len(str(root)) + 1
     for entry in data_files(root):
-        path = Path(entry.path)
-        if path.parent == root and _is_ours(manifest, path):
+        where = entry.path[prefix:]
+        if "/" not in where and _is_ours(manifest, root / where):
             continue
         stat = entry.stat()
-        lines.append(f"{path.relative_to(root).as_posix()}\0{stat.st_size}\0{stat.st_mtime_ns}\n")
+        lines.append(f"{where}\0{stat.st_size}\0{stat.st_mtime_ns}\n")
     digest = hashlib.sha256()
     for line in sorted(lines):
         digest.update(line.encode("utf-8", "surrogateescape"))

@@ -42,6 +42,7 @@ class InstanceRecord:
         valid_share, inf_share: shares of all pixels that are finite and infinitely far.
         fov_x, fov_y: fields of view in degrees.
         depth_unit: metres a unit of depth, as meta.json says.
+        scale_free: whether an importer left the unit out because nobody knows it.
         camera_height: of the camera above the floor or road, in the unit of the dataset, where one is seen.
         image_digest, depth_digest: of these files alone, to find copies.
         findings: what is wrong.
@@ -61,10 +62,16 @@ class InstanceRecord:
     fov_x: float | None = None
     fov_y: float | None = None
     depth_unit: float | None = None
+    scale_free: bool | None = None
     camera_height: float | None = None
     image_digest: str | None = None
     depth_digest: str | None = None
     findings: tuple[Finding, ...] = ()
+
+    @property
+    def presumed_unit(self) -> float | None:
+        """Metres a unit of depth: as told, else 1, as data without a unit mostly is; None for what is scale-free."""
+        return self.depth_unit if self.depth_unit is not None else (None if self.scale_free else 1.0)
 
     @property
     def usable(self) -> bool:
@@ -317,6 +324,7 @@ def _schema() -> pa.Schema:
     columns += [(name, pa.int32()) for name in ("width", "height")]
     columns += [(name, pa.float64()) for name in ("depth_min", "depth_median", "depth_max", "valid_share", "inf_share")]
     columns += [(name, pa.float64()) for name in ("fov_x", "fov_y", "depth_unit", "camera_height")]
+    columns += [("scale_free", pa.bool_())]
     columns += [(name, pa.string()) for name in ("image_digest", "depth_digest")]
     return pa.schema([*columns, ("findings", pa.list_(finding))])
 

@@ -175,6 +175,22 @@ def test_sparse_depth_is_fine_for_a_label_type_of_lidar(scenes: Path, tmp_path: 
     assert "density-fits-label" in {finding.rule for finding in validate_dataset(data, label_type="A")}
 
 
+def test_without_a_unit_metres_are_presumed_and_scale_free_imports_are_left_in_peace(
+    scenes: Path, tmp_path: Path
+) -> None:
+    data = Path(shutil.copytree(scenes, tmp_path / "data"))
+    for instance in instances_of(data):
+        of_depth(lambda depth, _: depth * np.float32(1000))(data / instance)
+        meta = read_meta(data / instance / "meta.json")
+        del meta["depth_unit"]
+        if instance.startswith("outdoor"):
+            meta["source"] = {"importer": "colmap"}
+        write_meta(data / instance / "meta.json", meta)
+    findings = [finding for finding in validate_dataset(data) if finding.rule == "unit-plausible"]
+    assert {finding.instance for finding in findings} == {i for i in instances_of(data) if i.startswith("room")}
+    assert all("if depth is in metres" in finding.evidence or "cameras are" in finding.evidence for finding in findings)
+
+
 def test_depth_divided_by_its_maximum_is_not_metric(scenes: Path, tmp_path: Path) -> None:
     data = Path(shutil.copytree(scenes, tmp_path / "data"))
     instance = instances_of(data)[-1]

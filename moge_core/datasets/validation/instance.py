@@ -103,6 +103,7 @@ class _Examination:
         self.settings = settings
         self.label_type = label_type
         self.depth_unit = depth_unit
+        self.scale_free = False
         self.intrinsics: npt.NDArray[np.float64] | None = None
         self.findings: list[Finding] = []
         self.digest = hashlib.sha256()
@@ -196,6 +197,9 @@ class _Examination:
             self.depth_unit = float(unit)
         if self.label_type is None and isinstance(meta.get("label_type"), str):
             self.label_type = meta["label_type"]
+        # An importer that leaves the unit out says that the data has none.
+        self.scale_free = self.depth_unit is None and isinstance(meta.get("source"), dict)
+        self.values |= {"depth_unit": self.depth_unit, "scale_free": self.scale_free}
         intrinsics = meta["intrinsics"].astype(np.float64)
         problem = _intrinsics_problem(intrinsics)
         if problem is not None:
@@ -203,7 +207,7 @@ class _Examination:
             return
         self.intrinsics = intrinsics
         fov_x, fov_y = (float(np.degrees(fov)) for fov in intrinsics_to_fov(intrinsics))
-        self.values |= {"fov_x": fov_x, "fov_y": fov_y, "depth_unit": self.depth_unit}
+        self.values |= {"fov_x": fov_x, "fov_y": fov_y}
         text = _camera_text(intrinsics)
         least, most = self.settings.min_fov_deg, self.settings.max_fov_deg
         if not (least <= min(fov_x, fov_y) and max(fov_x, fov_y) <= most):
@@ -334,19 +338,20 @@ class _Examination:
 
     def _check_unit(self, *, telling: bool) -> None:
         median, height = self.values.get("depth_median"), self.values.get("camera_height")
-        if self.depth_unit is None or median is None:
+        if self.scale_free or median is None:
             return
+        unit = self.depth_unit or 1.0
+        presumed = "" if self.depth_unit is not None else ", if depth is in metres (no depth_unit says otherwise)"
         least, most = self.settings.min_depth_m, self.settings.max_depth_m
-        if not least <= median * self.depth_unit <= most:
-            self._found("unit-plausible", f"the median depth is {median * self.depth_unit:.4g} m")
+        low, high = self.settings.min_camera_height_m, self.settings.max_camera_height_m
+        if not least <= median * unit <= most:
+            self._found("unit-plausible", f"the median depth is {median * unit:.4g} m{presumed}")
         elif telling and abs(self.values["depth_max"] - 1) < 1e-4:
-            evidence = "the greatest depth is exactly 1, as of depth that was divided by its maximum"
+            evidence = f"the greatest depth is exactly 1, as of depth that was divided by its maximum{presumed}"
             self._found("unit-plausible", evidence)
-        elif height is not None:
-            low, high = self.settings.min_camera_height_m, self.settings.max_camera_height_m
-            if not low <= height * self.depth_unit <= high:
-                evidence = f"the camera is {height * self.depth_unit:.3g} m above what looks like the floor"
-                self._found("unit-plausible", evidence)
+        elif height is not None and not low <= height * unit <= high:
+            evidence = f"the camera is {height * unit:.3g} m above what looks like the floor{presumed}"
+            self._found("unit-plausible", evidence)
 
     def _open(self, name: str) -> io.BytesIO:
         return _NamedBytes(self._read(name), str(self.folder / name))

@@ -62,9 +62,9 @@ def _copies(records: Sequence[InstanceRecord], settings: ValidationSettings) -> 
 def _typical_height(records: Sequence[InstanceRecord], settings: ValidationSettings) -> Judgement:
     """One scale for all that is off by five shows in how high the camera seems to be."""
     known = [
-        (record, record.camera_height * record.depth_unit)
+        (record, record.camera_height * record.presumed_unit)
         for record in records
-        if record.camera_height is not None and record.depth_unit is not None
+        if record.camera_height is not None and record.presumed_unit is not None
     ]
     if len(known) < _LEAST_HEIGHTS:
         return
