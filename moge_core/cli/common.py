@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import traceback
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from moge_core.errors import MoGeError
 
+if TYPE_CHECKING:
+    from moge_core.datasets.layout import Finding
+
 EXIT_FINDINGS = 1
 EXIT_ERROR = 2
+
+_EXAMPLES_PER_RULE = 3
 
 
 class Commands(click.Group):
@@ -66,6 +72,18 @@ def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
             bar.update(done - bar.n)
 
         yield update
+
+
+def print_findings(findings: Sequence[Finding], of: str = "instance") -> None:
+    """Findings rule by rule: how many there are, and the first few with their evidence and remedy."""
+    counts = Counter((finding.severity, finding.rule) for finding in findings)
+    for (severity, rule), count in sorted(counts.items()):
+        click.echo(f"  {severity} {rule}: {count} {of}{'s' if count > 1 else ''}")
+        shown = [finding for finding in findings if (finding.severity, finding.rule) == (severity, rule)]
+        for finding in shown[:_EXAMPLES_PER_RULE]:
+            click.echo(f"    {finding.instance}: {finding.evidence}. {finding.fix}")
+        if count > _EXAMPLES_PER_RULE:
+            click.echo(f"    and {count - _EXAMPLES_PER_RULE} more")
 
 
 def one_line(error: Exception) -> str:

@@ -1,104 +1,24 @@
-"""Commands on data: import, index, validate, inspect, sample-scenes."""
+"""Commands on datasets: index, validate, quarantine, inspect, sample-scenes."""
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from moge_core.cli.common import (
     EXIT_FINDINGS,
-    Commands,
     depth_option,
     index_option,
     parse_size,
+    print_findings,
     progress_bar,
     verbose,
 )
-
-if TYPE_CHECKING:
-    from moge_core.datasets import Finding
-
-_EXAMPLES_PER_RULE = 3
-
-
-@click.group("import", cls=Commands)
-def import_group() -> None:
-    """Bring raw data into the dataset format."""
-
-
-@import_group.command("rgbd-folder")
-@click.argument("source", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("-o", "--output", "out", required=True, type=click.Path(path_type=Path), help="The dataset to make.")
-@click.option(
-    "--intrinsics",
-    required=True,
-    help="Camera in pixels: fx,fy,cx,cy, or a file: text with a 3x3 matrix, or JSON with fx, fy, cx, cy or a matrix.",
-)
-@click.option(
-    "--depth-scale",
-    required=True,
-    type=float,
-    help="Stored units a metre: depth = value / scale. 1000 for millimetres, 5000 for TUM and ICL-NUIM.",
-)
-@click.option(
-    "--image", "image_glob", metavar="GLOB", help="Images, relative to SOURCE. Default: all that is not depth."
-)
-@click.option("--depth", "depth_glob", metavar="GLOB", help="Depth maps. Default: every 16-bit grey PNG or PGM.")
-@click.option(
-    "--intrinsics-size",
-    type=parse_size,
-    metavar="WxH",
-    help="Resolution that the intrinsics refer to, if not the images'.",
-)
-@click.option(
-    "--invalid", multiple=True, type=int, help="Stored value that means unknown; may be repeated. 0 always does."
-)
-@click.option("--max-depth", type=float, metavar="METRES", help="Depth beyond this becomes unknown.")
-@click.option("--flip-y", is_flag=True, help="Turn image and depth upside down.")
-@click.option("--name-prefix", default="", help="Put before every instance's path, for example 'desk/'.")
-@click.option(
-    "--label-type", default="sfm", show_default=True, help="Loss set named in the printed configuration entry."
-)
-@click.option("--strict", is_flag=True, help=f"Exit with {EXIT_FINDINGS} if any frame could not be imported.")
-@verbose
-def import_rgbd_folder_command(source: Path, out: Path, label_type: str, strict: bool, **options: Any) -> None:
-    """Images and 16-bit depth maps with one camera.
-
-    They are paired by the frame number or name that both carry. Running it again does only what is new.
-
-    \b
-    Example, a TUM sequence whose files carry equal names:
-      moge import rgbd-folder desk -o data/desk --intrinsics 517.3,516.5,318.6,255.3 --depth-scale 5000
-    """
-    from moge_core.datasets import import_rgbd_folder
-
-    with progress_bar("Importing") as progress:
-        report = import_rgbd_folder(source, out, progress=progress, **options)
-    num_kept = len(report.instances) - report.num_written
-    click.echo(f"{report.out_dir}: {report.num_written} instances written, {num_kept} already there")
-    if report.median_depth_m is not None and report.valid_share is not None:
-        click.echo(
-            f"  typical median depth {report.median_depth_m:.3f} m, {report.valid_share:.1%} of the pixels known,"
-            f" field of view {report.fov_x_deg:.1f} degrees"
-        )
-    for note in report.notes:
-        click.echo(f"  note: {note}")
-    _print_findings(report.skipped, of="file")
-    if report.skipped:
-        click.echo(f"  all of it: {report.log_path}")
-    entry = {"name": report.out_dir.name, "path": _data_path(report.out_dir), "label_type": label_type}
-    click.echo("\nEntry for `data.datasets` of a training configuration:\n")
-    click.echo(json.dumps({**entry, "weight": 1.0, "depth_unit": 1.0}, indent=4))
-    click.echo(f"\nNext: moge index {out}")
-    if strict and any(finding.severity == "error" for finding in report.skipped):
-        sys.exit(EXIT_FINDINGS)
 
 
 @click.command("index")
@@ -138,7 +58,7 @@ def index_command(
         click.echo(f"  your own list was kept as {report.backup_path.name}")
     if report.quarantined:
         click.echo(f"  {len(report.quarantined)} in quarantine, left out")
-    _print_findings(report.findings)
+    print_findings(report.findings)
     if report.num_broken:
         what = "in the list, which training skips" if report.adopted else "left out"
         click.echo(f"  {report.num_broken} broken instance{'s' if report.num_broken > 1 else ''} {what}")
@@ -211,7 +131,7 @@ def validate_command(
     else:
         num_warnings = len(findings) - num_errors
         click.echo(f"{dataset}: {counted[0]} instances, {num_errors} errors, {num_warnings} warnings")
-        _print_findings(findings)
+        print_findings(findings)
     if put_aside and broken:
         num_new = quarantine_instances(dataset, broken)
         click.echo(f"{num_new} instances were put into quarantine; `moge index {dataset}` leaves them out", err=as_json)
@@ -305,20 +225,3 @@ def sample_scenes_command(out: Path, count: int, seed: int, size: tuple[int, int
     with progress_bar("Rendering") as progress:
         render_sample_scenes(out, count, seed, size=size, progress=progress)
     click.echo(f"{out}: {count} scenes\nNext: moge index {out}")
-
-
-def _print_findings(findings: Sequence[Finding], of: str = "instance") -> None:
-    counts = Counter((finding.severity, finding.rule) for finding in findings)
-    for (severity, rule), count in sorted(counts.items()):
-        click.echo(f"  {severity} {rule}: {count} {of}{'s' if count > 1 else ''}")
-        shown = [finding for finding in findings if (finding.severity, finding.rule) == (severity, rule)]
-        for finding in shown[:_EXAMPLES_PER_RULE]:
-            click.echo(f"    {finding.instance}: {finding.evidence}. {finding.fix}")
-        if count > _EXAMPLES_PER_RULE:
-            click.echo(f"    and {count - _EXAMPLES_PER_RULE} more")
-
-
-def _data_path(path: Path) -> str:
-    """A dataset's path as a configuration would say it: relative to the data root where it lies below that."""
-    root = Path(os.environ.get("MOGE_DATA_ROOT") or Path.cwd()).resolve()
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()

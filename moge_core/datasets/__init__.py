@@ -1,4 +1,4 @@
-"""Datasets on disk: their layout, sample scenes, importers, index, validation, inspection and quality report.
+"""Datasets on disk: layout, sample scenes, importers, index, splits, validation, quarantine, inspection and report.
 
 Names are loaded when they are first used, so that importing this package costs nothing: the pipeline's definitions do.
 """
@@ -9,7 +9,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from moge_core.datasets.importers import ImportReport, import_rgbd_folder
+    from moge_core.datasets.importers import (
+        ImportReport,
+        import_arrays,
+        import_blendedmvs,
+        import_colmap,
+        import_dgp,
+        import_hypersim,
+        import_kitti,
+        import_nuscenes,
+        import_nyu_mat,
+        import_rgbd_folder,
+        import_stereo,
+        import_table,
+        import_tartanair,
+    )
     from moge_core.datasets.index import (
         IndexReport,
         SplitReport,
@@ -34,7 +48,18 @@ __all__ = [
     "SplitReport",
     "ValidationSettings",
     "dataset_fingerprint",
+    "import_arrays",
+    "import_blendedmvs",
+    "import_colmap",
+    "import_dgp",
+    "import_hypersim",
+    "import_kitti",
+    "import_nuscenes",
+    "import_nyu_mat",
     "import_rgbd_folder",
+    "import_stereo",
+    "import_table",
+    "import_tartanair",
     "index_dataset",
     "index_digest",
     "inspect_dataset",
@@ -57,7 +82,18 @@ _HOME = {
     "SplitReport": "index",
     "ValidationSettings": "validation",
     "dataset_fingerprint": "index",
+    "import_arrays": "importers",
+    "import_blendedmvs": "importers",
+    "import_colmap": "importers",
+    "import_dgp": "importers",
+    "import_hypersim": "importers",
+    "import_kitti": "importers",
+    "import_nuscenes": "importers",
+    "import_nyu_mat": "importers",
     "import_rgbd_folder": "importers",
+    "import_stereo": "importers",
+    "import_table": "importers",
+    "import_tartanair": "importers",
     "index_dataset": "index",
     "index_digest": "index",
     "inspect_dataset": "inspection",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,6 +45,20 @@ def read_segmentation(
         rule = "a segmentation map must be a grey PNG of 8 or 16 bits, or one with a palette"
         raise FormatError(name, rule, found=f"a {header.pixel_format} PNG")
     return decode_png(data, name, header), labels
+
+
+def read_segmentation_labels(path: str | os.PathLike[str]) -> dict[str, int] | None:
+    """Names of the ids of a segmentation map, {name: id}, from what precedes its pixels; None where it names nothing.
+
+    Raises:
+        FormatError: no PNG, or labels that are not {name: integer}.
+        FileNotFoundError: there is no such file.
+    """
+    name = name_of(path)
+    with Path(path).open("rb") as file:
+        head = file.read(limits.MAX_TEXT_BYTES + (1 << 16))
+    header = parse_png(head, name, text_keys={"labels"}, header_only=True)
+    return _parse_labels(header.text["labels"], name) if "labels" in header.text else None
 
 
 def write_segmentation(

@@ -115,5 +115,5 @@ def test_killed_while_it_writes_files_an_import_leaves_no_torn_instance(source: 
         assert {"image.jpg", "depth.png"} <= {file.name for file in path.parent.iterdir()}
     run("index", source, out)
     run("import", source, out)
-    assert [path for path in out.rglob("*.tmp")] == []
+    assert list(out.rglob("*.tmp")) == []
     assert len(list(out.rglob("meta.json"))) == NUM_FRAMES

@@ -75,6 +75,40 @@ def parse_intrinsics(source: str | Path, *, search_dir: Path | None = None) -> P
     return _parse_json(text, path) if text.lstrip().startswith(("{", "[")) else _parse_text(text, path)
 
 
+def intrinsics_from_matrix(value: Any, where: object) -> PixelIntrinsics:
+    """Intrinsics of a 3x3 or 4x4 camera matrix in pixels, written row by row or column by column.
+
+    Args:
+        value: numbers, nested or 9 in a row.
+        where: what errors name.
+
+    Raises:
+        FormatError: no camera matrix, or skew.
+        InputError: focal lengths that are no pixels.
+    """
+    try:
+        K = np.asarray(value, dtype=np.float64)
+        K = K.reshape(3, 3) if K.size == 9 else K
+    except (TypeError, ValueError) as error:
+        raise FormatError(where, "must be a 3x3 matrix of numbers", found=error) from error
+    if K.shape == (4, 4):
+        K = K[:3, :3]
+    if K.shape != (3, 3):
+        raise FormatError(where, "must be a 3x3 matrix", found=f"shape {K.shape}")
+    # A camera's last row is 0 0 1. Where its last column is, the matrix was written column by column.
+    if not np.allclose(K[2], (0, 0, 1)):
+        if not np.allclose(K[:, 2], (0, 0, 1)):
+            raise FormatError(where, "must be a camera matrix, with 0 0 1 as its last row or column", found=K.tolist())
+        K = K.T
+    if abs(K[0, 1]) > 1e-6 * abs(K[0, 0]) or K[1, 0] != 0:
+        raise FormatError(
+            where,
+            "must have no skew; instances are pinhole cameras",
+            found=f"K[0][1] = {K[0, 1]:g}, K[1][0] = {K[1, 0]:g}",
+        )
+    return _checked([K[0, 0], K[1, 1], K[0, 2], K[1, 2]], where)
+
+
 def _parse_text(text: str, path: Path) -> PixelIntrinsics:
     numbers = _numbers(text)
     if numbers is not None and len(numbers) == 4:
@@ -85,7 +119,7 @@ def _parse_text(text: str, path: Path) -> PixelIntrinsics:
         found = "other text" if numbers is None else f"{len(numbers)} numbers"
         raise FormatError(path, "must hold a 3x3 or 4x4 camera matrix or fx fy cx cy", found=found)
     side = math.isqrt(len(numbers))
-    return _from_matrix(np.array(numbers).reshape(side, side)[:3, :3], path)
+    return intrinsics_from_matrix(np.array(numbers).reshape(side, side)[:3, :3], path)
 
 
 def _parse_json(text: str, path: Path) -> PixelIntrinsics:
@@ -94,7 +128,7 @@ def _parse_json(text: str, path: Path) -> PixelIntrinsics:
     except (ValueError, RecursionError) as error:
         raise FormatError(path, "must be JSON", found=error) from error
     if isinstance(value, list):
-        return _from_matrix(value, path)
+        return intrinsics_from_matrix(value, path)
     candidates = [value, *(inner for inner in value.values() if isinstance(inner, Mapping))]
     for camera in candidates:
         found = _from_mapping(camera, path)
@@ -119,32 +153,8 @@ def _from_mapping(camera: Mapping[str, Any], path: Path) -> PixelIntrinsics | No
             if isinstance(matrix, Mapping) and "data" in matrix:
                 matrix = matrix["data"]
             if not isinstance(matrix, Mapping):
-                return _from_matrix(matrix, f"{path}: {key}")
+                return intrinsics_from_matrix(matrix, f"{path}: {key}")
     return None
-
-
-def _from_matrix(value: Any, where: object) -> PixelIntrinsics:
-    try:
-        K = np.asarray(value, dtype=np.float64)
-        K = K.reshape(3, 3) if K.size == 9 else K
-    except (TypeError, ValueError) as error:
-        raise FormatError(where, "must be a 3x3 matrix of numbers", found=error) from error
-    if K.shape == (4, 4):
-        K = K[:3, :3]
-    if K.shape != (3, 3):
-        raise FormatError(where, "must be a 3x3 matrix", found=f"shape {K.shape}")
-    # A camera's last row is 0 0 1. Where its last column is, the matrix was written column by column.
-    if not np.allclose(K[2], (0, 0, 1)):
-        if not np.allclose(K[:, 2], (0, 0, 1)):
-            raise FormatError(where, "must be a camera matrix, with 0 0 1 as its last row or column", found=K.tolist())
-        K = K.T
-    if abs(K[0, 1]) > 1e-6 * abs(K[0, 0]) or K[1, 0] != 0:
-        raise FormatError(
-            where,
-            "must have no skew; instances are pinhole cameras",
-            found=f"K[0][1] = {K[0, 1]:g}, K[1][0] = {K[1, 0]:g}",
-        )
-    return _checked([K[0, 0], K[1, 1], K[0, 2], K[1, 2]], where)
 
 
 def _checked(numbers: list[float], where: object) -> PixelIntrinsics:

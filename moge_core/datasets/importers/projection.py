@@ -7,12 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from moge_core.datasets.importers.occlusion import hidden_returns
 from moge_core.datasets.importers.records import StoredDepth
-
-# A point is hidden where this share of the returns around it is nearer by more than that share of its depth. Beside a
-# straight edge half of them are. Foliage scatters by less.
-_HIDING_NEIGHBOURS, _HIDING_STEP = 0.85, 0.25
-_NEIGHBOURS = 16
 
 
 def metric_z(
@@ -69,55 +65,38 @@ def project_points(
     height: int,
     *,
     drop_hidden: bool = True,
+    sensor: tuple[float, float, float] | None = None,
 ) -> npt.NDArray[np.float32]:
     """Sparse depth map of a point cloud: the nearest point of each pixel.
 
     A LiDAR sits beside the camera and looks past the edges of near things at what the camera cannot see there. Such
-    points would stand in the middle of the thing that hides them. With `drop_hidden` a point goes where nearly all
-    others around it are much nearer: a far return among those of a near surface is behind that surface.
+    points would stand in the middle of the thing that hides them; `occlusion.hidden_returns` finds them.
 
     Args:
         points: (N, 3) in camera axes; those with z <= 0 or not finite are not seen.
         intrinsics: (3, 3), normalised.
         width, height: of the picture.
-        drop_hidden: see above.
+        drop_hidden: leave out points that nearer surfaces hide from the camera.
+        sensor: where the LiDAR stood, in camera axes; without it only few of the hidden points can be told.
 
     Returns:
         depth (H, W), NaN where no point falls.
     """
-    points = np.asarray(points, np.float64)
-    points = points[np.isfinite(points).all(axis=1) & (points[:, 2] > 1e-6)]
-    x, y, z = points.T
-    column = np.floor((x / z * intrinsics[0, 0] + intrinsics[0, 2]) * width)
-    row = np.floor((y / z * intrinsics[1, 1] + intrinsics[1, 2]) * height)
-    seen = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    depth = np.full(height * width, np.inf)
-    np.minimum.at(depth, (row[seen] * width + column[seen]).astype(np.int64), z[seen])
-    sparse = depth.reshape(height, width)
+    cloud: npt.NDArray[np.float64] = np.asarray(points, np.float64)
+    cloud = cloud[np.isfinite(cloud).all(axis=1) & (cloud[:, 2] > 1e-6)]
+    focal = float(intrinsics[0, 0]) * width, float(intrinsics[1, 1]) * height
+    centre = float(intrinsics[0, 2]) * width, float(intrinsics[1, 2]) * height
+    uv: npt.NDArray[np.float64] = cloud[:, :2] / cloud[:, 2:] * focal + centre
+    seen = ((uv >= 0) & (uv < (width, height))).all(axis=1)
+    cloud, uv = cloud[seen], uv[seen]
     if drop_hidden:
-        sparse[_hidden(sparse)] = np.inf
-    return np.where(np.isinf(sparse), np.nan, sparse).astype(np.float32)
-
-
-def _hidden(depth: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
-    """Where a return (finite) lies behind most of the returns in the square around it."""
-    hidden = np.zeros(depth.shape, bool)
-    rows, columns = np.nonzero(np.isfinite(depth))
-    if not rows.size:
-        return hidden
-    # The square holds about so many neighbours where returns are spread as on average.
-    reach = int(np.clip(np.sqrt(_NEIGHBOURS * depth.size / rows.size) / 2, 1, max(1, min(depth.shape) // 8)))
-    padded = np.pad(depth, reach, constant_values=np.inf)
-    limit = (1 - _HIDING_STEP) * depth[rows, columns]
-    num_around, num_nearer = np.zeros(rows.size, np.int32), np.zeros(rows.size, np.int32)
-    for row in range(2 * reach + 1):
-        for column in range(2 * reach + 1):
-            around = padded[rows + row, columns + column]
-            num_around += np.isfinite(around)
-            num_nearer += around < limit
-    # The return itself is among those around it.
-    hidden[rows, columns] = num_nearer >= np.maximum(_HIDING_NEIGHBOURS * (num_around - 1), 3)
-    return hidden
+        place = None if sensor is None else np.asarray(sensor, np.float64)
+        kept = ~hidden_returns(cloud, uv, width * height, focal, place)
+        cloud, uv = cloud[kept], uv[kept]
+    column, row = np.floor(uv).astype(np.int64).T
+    depth = np.full(height * width, np.inf)
+    np.minimum.at(depth, row * width + column, cloud[:, 2])
+    return np.where(np.isinf(depth), np.nan, depth).reshape(height, width).astype(np.float32)
 
 
 def _as_stored(marker: float, dtype: np.dtype[Any]) -> Any:

@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics
-from moge_core.errors import InputError
+from moge_core.datasets.layout import Finding
+from moge_core.errors import InputError, MoGeError
 
 DepthKind: TypeAlias = Literal["z", "ray", "disparity", "inverse"]
 DEPTH_KINDS: tuple[str, ...] = get_args(DepthKind)
@@ -90,9 +91,11 @@ class StoredPoints(Stored):
     Attributes:
         drop_hidden: leave out points behind nearer ones, which the sensor saw past the edge of what hides them from
             the camera; see `projection.project_points`.
+        sensor: where the sensor stood, in the camera's axes; without it only few of the hidden points can be told.
     """
 
     drop_hidden: bool = True
+    sensor: tuple[float, float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -143,3 +146,17 @@ class Record:
     def files(self) -> list[Path]:
         """Every file that the record was made from, each once."""
         return list(dict.fromkeys([*(part.path for _, part in self.parts()), *self.extra_files]))
+
+
+def finding_of(name: str, error: MoGeError | OSError, consequence: str = "") -> Finding:
+    """A frame that cannot be imported, from the error that says why.
+
+    Args:
+        name: the frame.
+        error: what was raised.
+        consequence: what else is left out for it.
+    """
+    if not isinstance(error, MoGeError):
+        return Finding(name, "importable", "error", f"{error}{consequence}", "Mend or remove the file.")
+    evidence = f"{error.where}: {error.rule}" + (f"; found {error.found}" if error.found else "")
+    return Finding(name, "importable", "error", evidence + consequence, error.fix or "Mend or remove the file.")

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics
-from moge_core.datasets.importers.records import Record, Stored, StoredDepth, StoredPoints
+from moge_core.datasets.importers.records import Record, Stored, StoredDepth, StoredPoints, finding_of
 from moge_core.datasets.layout import (
     DEPTH_NAME,
     IMAGE_NAME,
@@ -232,12 +232,7 @@ class _Writer:
         try:
             return self._write(record)
         except (MoGeError, OSError) as error:
-            if isinstance(error, MoGeError):
-                evidence = f"{error.where}: {error.rule}" + (f"; found {error.found}" if error.found else "")
-                fix = error.fix or "Mend or remove the file."
-            else:
-                evidence, fix = str(error), "Mend or remove the file."
-            return _Result(record.name, finding=Finding(record.name, "importable", "error", evidence, fix))
+            return _Result(record.name, finding=finding_of(record.name, error))
 
     def _write(self, record: Record) -> _Result:
         from moge_core.geometry import intrinsics_to_fov
@@ -484,7 +479,7 @@ def _project(points: StoredPoints, intrinsics: npt.NDArray[np.float64], width: i
     cloud = np.asarray(points.read(points.path))
     if cloud.ndim != 2 or cloud.shape[1] != 3:
         raise InstanceError(points.path, "must hold points (N, 3)", found=f"shape {cloud.shape}")
-    return project_points(cloud, intrinsics, width, height, drop_hidden=points.drop_hidden)
+    return project_points(cloud, intrinsics, width, height, drop_hidden=points.drop_hidden, sensor=points.sensor)
 
 
 def _of_size(stored: Stored, channels: tuple[int, ...], what: str) -> npt.NDArray[Any]:

@@ -233,7 +233,7 @@ def judge_registration(registration: Registration, settings: ValidationSettings)
     shift = max(abs(part) for part in registration.shift)
     gain = registration.best - registration.here
     allowed = max(settings.registration_shift, 1.5 * registration.step)
-    if shift > allowed and registration.best > 0.08 and gain > max(0.04, 0.2 * abs(registration.here)):
+    if shift > allowed and registration.best > 0.12 and gain > max(0.07, 0.4 * abs(registration.here)):
         x, y = registration.shift
         yield (
             "registered",

@@ -1,0 +1,289 @@
+"""Commands that bring raw data into the dataset format, and what they share: options, report, configuration entry.
+
+A layout's command names its own options and leaves the rest to two helpers:
+
+    @import_group.command("layout")
+    @click.argument("source", type=click.Path(exists=True, path_type=Path))
+    @common_import_options(label_type="synthetic")
+    def import_layout_command(source: Path, out: Path, strict: bool, **options: Any) -> None:
+        with progress_bar("Importing") as progress:
+            report = import_layout(source, out, progress=progress, **options)
+        finish_import(report, out, strict)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from moge_core.cli.common import EXIT_FINDINGS, Commands, parse_size, print_findings, progress_bar, verbose
+
+if TYPE_CHECKING:
+    from moge_core.datasets.importers import ImportReport
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def common_import_options(*, label_type: str) -> Callable[[Command], Command]:
+    """Options that every importer has: out, name_prefix, label_type, max_depth, resolution, strict; and -v.
+
+    Args:
+        label_type: the default of --label-type.
+    """
+    options = (
+        click.option(
+            "-o", "--output", "out", required=True, type=click.Path(path_type=Path), help="The dataset to make."
+        ),
+        click.option("--name-prefix", default="", help="Put before every instance's path, for example 'desk/'."),
+        click.option(
+            "--label-type",
+            default=label_type,
+            show_default=True,
+            help="Loss set named in meta.json and in the printed configuration entry.",
+        ),
+        click.option("--max-depth", type=float, metavar="METRES", help="Depth beyond this becomes unknown."),
+        click.option(
+            "--resolution",
+            type=click.Choice(["smaller", "image", "depth"]),
+            default="smaller",
+            show_default=True,
+            help="Size of instances whose image and depth map differ in size.",
+        ),
+        click.option("--strict", is_flag=True, help=f"Exit with {EXIT_FINDINGS} if any frame could not be imported."),
+        verbose,
+    )
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def print_import(report: ImportReport, out: Path) -> None:
+    """What an import did, the entry to paste into a training configuration, and what comes next."""
+    num_kept = len(report.instances) - report.num_written
+    click.echo(f"{report.out_dir}: {report.num_written} instances written, {num_kept} already there")
+    if report.median_depth_m is not None and report.valid_share is not None:
+        unit = {True: " m", False: " without unit", None: " in m or without unit"}[report.metric]
+        click.echo(
+            f"  typical median depth {report.median_depth_m:.3f}{unit}, {report.valid_share:.1%} of the pixels known,"
+            f" field of view {report.fov_x_deg:.1f} degrees"
+        )
+    for note in report.notes:
+        click.echo(f"  note: {note}")
+    print_findings(report.skipped, of="file")
+    if report.skipped:
+        click.echo(f"  all of it: {report.log_path}")
+    entry: dict[str, Any] = {
+        "name": report.out_dir.name,
+        "path": _data_path(report.out_dir),
+        "label_type": report.label_type,
+        "weight": 1.0,
+    }
+    if report.metric:
+        entry["depth_unit"] = 1.0
+    elif report.metric is None:
+        click.echo(
+            "  note: Some instances are in metres and others have no unit. The entry leaves depth_unit out, so that"
+            " none is taken as metric; import the metric ones into a dataset of their own to use their scale."
+        )
+    click.echo("\nEntry for `data.datasets` of a training configuration:\n")
+    click.echo(json.dumps(entry, indent=4))
+    click.echo(f"\nNext: moge index {out}")
+
+
+def finish_import(report: ImportReport, out: Path, strict: bool) -> None:
+    """Print the report, and leave with an exit code that says whether all frames were imported if `strict` asks it."""
+    print_import(report, out)
+    if strict and any(finding.severity == "error" for finding in report.skipped):
+        sys.exit(EXIT_FINDINGS)
+
+
+@click.group("import", cls=Commands)
+def import_group() -> None:
+    """Bring raw data into the dataset format.
+
+    Every command is resumable: running it again does only what is new, or what an interrupted run left.
+    """
+
+
+@import_group.command("rgbd-folder")
+@click.argument("source", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--preset", metavar="NAME", help="A known source, which answers what the other options do not.")
+@click.option(
+    "--intrinsics",
+    help="Camera in pixels: fx,fy,cx,cy, or a file: text with a 3x3 matrix, or JSON with fx, fy, cx, cy or a matrix;"
+    " or a pattern of files, one a frame.",
+)
+@click.option(
+    "--depth-scale",
+    type=float,
+    help="Stored units a metre: depth = value / scale. 1000 for millimetres, 5000 for TUM and ICL-NUIM.",
+)
+@click.option(
+    "--image", "image_glob", metavar="GLOB", help="Images, relative to SOURCE. Default: all that is not depth."
+)
+@click.option("--depth", "depth_glob", metavar="GLOB", help="Depth maps. Default: every 16-bit grey PNG or PGM.")
+@click.option(
+    "--intrinsics-size",
+    type=parse_size,
+    metavar="WxH",
+    help="Resolution that the intrinsics refer to, if not the images'.",
+)
+@click.option(
+    "--invalid", multiple=True, type=int, help="Stored value that means unknown; may be repeated. 0 always does."
+)
+@click.option("--flip-y", is_flag=True, help="Turn image and depth upside down.")
+@common_import_options(label_type="sfm")
+def import_rgbd_folder_command(source: Path, out: Path, strict: bool, **options: Any) -> None:
+    """Images and depth maps in a folder.
+
+    They are paired by the frame number or name that both carry. Running it again does only what is new.
+
+    \b
+    Examples, a TUM sequence whose files carry equal names, and a scene of ScanNet:
+      moge import rgbd-folder desk -o data/desk --intrinsics 517.3,516.5,318.6,255.3 --depth-scale 5000
+      moge import rgbd-folder scene0000_00 -o data/scannet --preset scannet
+    """
+    from moge_core.datasets import import_rgbd_folder
+
+    with progress_bar("Importing") as progress:
+        report = import_rgbd_folder(source, out, progress=progress, **options)
+    finish_import(report, out, strict)
+
+
+@import_group.command("table")
+@click.argument("source", metavar="TABLE", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@common_import_options(label_type="sfm")
+def import_table_command(source: Path, out: Path, strict: bool, **options: Any) -> None:
+    """Frames that a CSV or JSONL table names, one a row.
+
+    Columns: name image depth fx fy cx cy, and where needed width height (the size that the intrinsics refer to), scale
+    (stored units a metre), invalid (stored values that mean unknown, separated by blanks), kind (z, ray, disparity,
+    inverse), baseline (metres), doffs (pixels), normal, mask, segmentation. Paths are relative to the table.
+
+    \b
+    Example:
+      moge import table frames.csv -o data/kitchen --label-type lidar
+    """
+    from moge_core.datasets.importers.table import import_table
+
+    with progress_bar("Importing") as progress:
+        report = import_table(source, out, progress=progress, **options)
+    finish_import(report, out, strict)
+
+
+@import_group.command("kitti")
+@click.argument("source", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--layout", type=click.Choice(["object", "raw", "depth"]), help="Default: the one that is found.")
+@click.option(
+    "--camera", "cameras", multiple=True, metavar="image_02|image_03", help="May be repeated. Default: both, if there."
+)
+@click.option(
+    "--images",
+    "images_dir",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="The raw recordings, whose images belong to the depth maps. Default: SOURCE.",
+)
+@common_import_options(label_type="lidar")
+def import_kitti_command(source: Path, out: Path, strict: bool, **options: Any) -> None:
+    """KITTI: object and raw recordings with velodyne sweeps, or depth maps.
+
+    \b
+    Examples:
+      moge import kitti object/training -o data/kitti_object
+      moge import kitti raw/2011_09_26 -o data/kitti_raw --camera image_02
+      moge import kitti data_depth_annotated -o data/kitti_depth --images raw
+    """
+    from moge_core.datasets.importers.kitti import import_kitti
+
+    with progress_bar("Importing") as progress:
+        report = import_kitti(source, out, progress=progress, **options)
+    finish_import(report, out, strict)
+
+
+@import_group.command("dgp")
+@click.argument("source", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--camera", "cameras", multiple=True, metavar="NAME", help="May be repeated. Default: all with images.")
+@click.option("--lidar", metavar="NAME", help="Default: the only one.")
+@common_import_options(label_type="lidar")
+def import_dgp_command(source: Path, out: Path, strict: bool, **options: Any) -> None:
+    """Scenes in DGP's layout, such as DDAD: scene_*.json with calibration, images and point clouds.
+
+    \b
+    Example:
+      moge import dgp ddad_train_val -o data/ddad --camera CAMERA_01 --camera CAMERA_05
+    """
+    from moge_core.datasets.importers.dgp import import_dgp
+
+    with progress_bar("Importing") as progress:
+        report = import_dgp(source, out, progress=progress, **options)
+    finish_import(report, out, strict)
+
+
+@import_group.command("nuscenes")
+@click.argument("source", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--version", metavar="NAME", help="Folder of the tables, such as v1.0-mini. Default: the only one.")
+@click.option("--camera", "cameras", multiple=True, metavar="CHANNEL", help="May be repeated. Default: all.")
+@click.option("--lidar", metavar="CHANNEL", help="Default: LIDAR_TOP, or the only one.")
+@common_import_options(label_type="lidar")
+def import_nuscenes_command(source: Path, out: Path, strict: bool, **options: Any) -> None:
+    """Key frames in nuScenes' layout: tables of tokens, camera images and LiDAR sweeps.
+
+    \b
+    Example:
+      moge import nuscenes nuscenes -o data/nuscenes --version v1.0-trainval --camera CAM_FRONT
+    """
+    from moge_core.datasets.importers.nuscenes import import_nuscenes
+
+    with progress_bar("Importing") as progress:
+        report = import_nuscenes(source, out, progress=progress, **options)
+    finish_import(report, out, strict)
+
+
+@import_group.command("stereo")
+@click.argument("source", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--layout", type=click.Choice(["middlebury", "kitti", "plain"]), help="Default: the one that is found.")
+@click.option("--left", metavar="GLOB", help="Left pictures, relative to SOURCE, where it has no known layout.")
+@click.option("--disparity", metavar="GLOB", help="Their disparity maps.")
+@click.option("--intrinsics", help="Left camera in pixels: fx,fy,cx,cy or a file.")
+@click.option("--intrinsics-size", type=parse_size, metavar="WxH", help="Resolution that the intrinsics refer to.")
+@click.option("--baseline", type=float, metavar="METRES", help="Between the cameras. Without it depth has no unit.")
+@click.option("--doffs", type=float, metavar="PIXELS", help="Added to each disparity.")
+@click.option("--disparity-scale", type=float, help="Stored units a pixel. Default: 1.")
+@click.option("--invalid", multiple=True, type=float, help="Stored value that means unknown; may be repeated.")
+@click.option(
+    "--calib",
+    "calib_dir",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="KITTI's calibrations, one file a frame. Default: beside the pictures.",
+)
+@common_import_options(label_type="sfm")
+def import_stereo_command(source: Path, out: Path, strict: bool, **options: Any) -> None:
+    """Left pictures with disparity: Middlebury, ETH3D, KITTI, or any.
+
+    \b
+    Examples:
+      moge import stereo middlebury2014 -o data/middlebury
+      moge import stereo scenes -o data/scenes --left '*_left.png' --disparity '*_disp.npz' --baseline 0.193001
+        --intrinsics 994.978,994.978,311.193,254.877 --doffs 31.086
+    """
+    from moge_core.datasets.importers.stereo import import_stereo
+
+    with progress_bar("Importing") as progress:
+        report = import_stereo(source, out, progress=progress, **options)
+    finish_import(report, out, strict)
+
+
+def _data_path(path: Path) -> str:
+    """A dataset's path as a configuration would say it: relative to the data root where it lies below that."""
+    root = Path(os.environ.get("MOGE_DATA_ROOT") or Path.cwd()).resolve()
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()

@@ -1,0 +1,304 @@
+"""Any data that a table describes: one row a frame, with its files, its camera and the meaning of its depth values.
+
+    name,image,depth,fx,fy,cx,cy,scale
+    kitchen/0001,rgb/0001.jpg,depth/0001.png,525,525,319.5,239.5,1000
+
+CSV (commas, semicolons or tabs) with the columns in its first line, or JSONL, one object a line. Paths are relative to
+the table's folder. What may stand there besides:
+
+    width height          size that the intrinsics refer to, where that is not the image's
+    scale                 stored units a metre (a pixel for disparities); by default 1000 for integers and 1 for floats
+    invalid               stored values that mean unknown, separated by blanks; inf and nan are numbers here
+    kind                  z (default), ray, disparity or inverse
+    baseline doffs        of a disparity: metres, and pixels that are added to it
+    normal                PNG as the dataset has it, or NPY or NPZ (H, W, 3) in OpenCV axes
+    mask                  PNG or array; where it is zero the depth is unknown
+    segmentation          PNG of ids, with names where it has the text field `labels`, or an array
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from moge_core.datasets.importers.arrays import read_array
+from moge_core.datasets.importers.intrinsics import PixelIntrinsics, intrinsics_from_matrix
+from moge_core.datasets.importers.records import DepthKind, Record, Stored, StoredDepth
+from moge_core.datasets.importers.writing import ImportReport, ImportSettings, Resolution, check_folders, run_import
+from moge_core.datasets.layout import Finding, Progress, is_instance_path
+from moge_core.errors import FormatError, MoGeError
+from moge_core.io import limits
+from moge_core.io.files import read_bytes
+
+IMPORTER = "table"
+
+NEEDED = ("name", "image", "depth", "fx", "fy", "cx", "cy")
+OPTIONAL = (
+    "width",
+    "height",
+    "scale",
+    "invalid",
+    "kind",
+    "baseline",
+    "doffs",
+    "normal",
+    "mask",
+    "segmentation",
+)
+
+_DELIMITERS = {".csv": ",;\t", ".tsv": "\t", ".txt": ",;\t"}
+_JSON_SUFFIXES = frozenset({".jsonl", ".ndjson"})
+
+
+def import_table(
+    source: str | Path,
+    out_dir: str | Path,
+    *,
+    name_prefix: str = "",
+    label_type: str = "sfm",
+    max_depth: float | None = None,
+    resolution: Resolution = "smaller",
+    progress: Progress | None = None,
+) -> ImportReport:
+    """Make a dataset of the frames of a table, or bring one made earlier up to date.
+
+    Args:
+        source: the table, see above.
+        out_dir: the dataset to make or add to.
+        name_prefix, label_type, max_depth, resolution: see `ImportSettings`.
+        progress: called as `progress(done, total)`.
+
+    Raises:
+        InputError: an option outside its domain.
+        FormatError: no table, or one without a column that is needed.
+        DatasetError: no such file, or no row that could be imported.
+    """
+    path, out = check_folders(source, out_dir)
+    settings = ImportSettings(name_prefix, label_type, max_depth, resolution)
+    rows = _read_rows(path)
+    columns = list(dict.fromkeys(column for row in rows for column in row.values))
+    missing = [column for column in NEEDED if column not in columns]
+    if missing:
+        raise FormatError(
+            path,
+            f"must have the columns {', '.join(NEEDED)}",
+            found=f"no {', '.join(missing)} among {', '.join(columns) or 'none'}",
+        )
+    unknown = [column for column in columns if column not in {*NEEDED, *OPTIONAL}]
+    notes = [f"These columns are not known and were passed by: {', '.join(unknown)}."] if unknown else []
+    records = _records(path, rows)
+    return run_import(IMPORTER, path, out, records, settings, notes=notes, progress=progress)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One row: its number among the rows, its line in the file, and what stands there; or why nothing can be read."""
+
+    number: int
+    line: int
+    values: Mapping[str, Any]
+    problem: str = ""
+
+
+def _read_rows(path: Path) -> list[_Row]:
+    suffix = path.suffix.lower()
+    if suffix not in {*_DELIMITERS, *_JSON_SUFFIXES} or not path.is_file():
+        suffixes = ", ".join(sorted({*_DELIMITERS, *_JSON_SUFFIXES}))
+        raise FormatError(path, f"must be a table, one of {suffixes}", found=suffix or "no such suffix")
+    try:
+        text = read_bytes(path, limit=limits.MAX_FILE_BYTES).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise FormatError(path, "must be UTF-8 text", found=error, fix="Save it as UTF-8.") from error
+    return _json_rows(text) if suffix in _JSON_SUFFIXES else _csv_rows(text, path, _DELIMITERS[suffix])
+
+
+def _json_rows(text: str) -> list[_Row]:
+    rows: list[_Row] = []
+    for line, content in enumerate(text.split("\n"), start=1):
+        if not content.strip():
+            continue
+        number = len(rows) + 1
+        try:
+            values = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            rows.append(_Row(number, line, {}, f"no JSON: {error}"))
+            continue
+        if isinstance(values, dict):
+            rows.append(_Row(number, line, {key.strip().lower(): value for key, value in values.items()}))
+        else:
+            rows.append(_Row(number, line, {}, "no JSON object"))
+    return rows
+
+
+def _csv_rows(text: str, path: Path, delimiters: str) -> list[_Row]:
+    heading = text.split("\n", 1)[0]
+    delimiter = max(delimiters, key=heading.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    rows: list[_Row] = []
+    try:
+        columns = [column.strip().lower() for column in next(reader, [])]
+        repeated = sorted({column for column in columns if columns.count(column) > 1})
+        if repeated:
+            raise FormatError(path, "must name each column once", found=f"{', '.join(repeated)} twice")
+        # A table without rows still has columns to check.
+        for values in reader:
+            if not any(value.strip() for value in values):
+                continue
+            found = dict(zip(columns, values, strict=False)) | dict.fromkeys(columns[len(values) :], "")
+            many = len(values) > len(columns) and any(value.strip() for value in values[len(columns) :])
+            problem = f"{len(values)} values for {len(columns)} columns" if many else ""
+            rows.append(_Row(len(rows) + 1, reader.line_num, found, problem))
+    except csv.Error as error:
+        raise FormatError(f"{path}:{reader.line_num}", "must be a CSV table", found=error) from error
+    return rows or [_Row(0, 1, dict.fromkeys(columns, ""), "a table without rows")]
+
+
+def _records(path: Path, rows: Sequence[_Row]) -> Iterator[Record | Finding]:
+    first: dict[str, int] = {}
+    for row in rows:
+        where = f"{path.name} row {row.number} (line {row.line})"
+        fix = "Mend the row."
+        try:
+            if row.problem:
+                raise FormatError(where, "must be a frame", found=row.problem)
+            name = _name(row.values, where)
+            if name in first:
+                rule = f"must have a name of its own; row {first[name]} is {name!r} too"
+                raise FormatError(where, rule, fix="Give each row a name of its own.")
+            first[name] = row.number
+            yield _record(path, name, row.values, where)
+        except MoGeError as error:
+            evidence = f"{error.where}: {error.rule}" if error.where != where else error.rule
+            evidence += f"; found {error.found}" if error.found else ""
+            yield Finding(where, "importable", "error", evidence, error.fix or fix)
+
+
+def _name(values: Mapping[str, Any], where: str) -> str:
+    name = values.get("name")
+    name = str(name).strip() if isinstance(name, str | int) and not isinstance(name, bool) else ""
+    if not name:
+        raise FormatError(where, "must have a name", found=repr(values.get("name")))
+    if not is_instance_path(name):
+        raise FormatError(where, "must have a name that is a path inside the dataset", found=repr(name))
+    return PurePosixPath(name).as_posix()
+
+
+def _record(path: Path, name: str, values: Mapping[str, Any], where: str) -> Record:
+    camera, notes = _camera(values, where)
+    kind = str(values.get("kind") or "z").strip().lower() or "z"
+    depth = StoredDepth(
+        _file(path, values, "depth"),
+        kind=cast("DepthKind", kind),
+        scale=_number(values, "scale"),
+        invalid=_invalid(values),
+        baseline=_number(values, "baseline"),
+        doffs=_number(values, "doffs") or 0.0,
+    )
+    others = {key: _file(path, values, key) for key in ("normal", "mask", "segmentation") if _given(values, key)}
+    segmentation = others.get("segmentation")
+    return Record(
+        name,
+        Stored(_file(path, values, "image")),
+        depth,
+        camera,
+        normal=Stored(others["normal"], _read_normal) if "normal" in others else None,
+        mask=Stored(others["mask"], _read_mask) if "mask" in others else None,
+        segmentation=None if segmentation is None else Stored(segmentation, _read_ids),
+        labels={} if segmentation is None else _labels(segmentation),
+        notes=notes,
+    )
+
+
+def _camera(values: Mapping[str, Any], where: str) -> tuple[PixelIntrinsics, tuple[str, ...]]:
+    fx, fy, cx, cy = (_needed_number(values, key) for key in ("fx", "fy", "cx", "cy"))
+    camera = intrinsics_from_matrix([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], where)
+    width, height = _number(values, "width"), _number(values, "height")
+    if (width is None) != (height is None):
+        raise FormatError(where, "must have both width and height, or neither", found=f"{width} and {height}")
+    size = None
+    if width is not None and height is not None:
+        if width < 1 or height < 1 or width != int(width) or height != int(height):
+            raise FormatError(where, "must have a width and a height in pixels", found=f"{width:g} x {height:g}")
+        size = int(width), int(height)
+    notes = ("A negative fy was taken as |fy|; image and depth were left as they are.",) if fy < 0 else ()
+    return replace(camera, fy=abs(fy), size=size), notes
+
+
+def _given(values: Mapping[str, Any], key: str) -> bool:
+    value = values.get(key)
+    return not (value is None or (isinstance(value, str) and not value.strip()))
+
+
+def _number(values: Mapping[str, Any], key: str) -> float | None:
+    return _as_number(values[key], key) if _given(values, key) else None
+
+
+def _needed_number(values: Mapping[str, Any], key: str) -> float:
+    number = _number(values, key)
+    if number is None or not math.isfinite(number):
+        raise FormatError(key, "must be a finite number", found=repr(values.get(key)))
+    return number
+
+
+def _as_number(value: Any, key: str) -> float:
+    try:
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise FormatError(key, "must be a number", found=repr(value)) from None
+
+
+def _invalid(values: Mapping[str, Any]) -> tuple[float, ...]:
+    if not _given(values, "invalid"):
+        return ()
+    value = values["invalid"]
+    markers = value.split() if isinstance(value, str) else value if isinstance(value, list) else [value]
+    return tuple(_as_number(marker, "invalid") for marker in markers)
+
+
+def _file(table: Path, values: Mapping[str, Any], key: str) -> Path:
+    value = values.get(key)
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        raise FormatError(key, "must name a file", found=repr(value))
+    path = table.parent / value.strip()
+    if not path.is_file():
+        fix = "Paths are relative to the table's folder."
+        raise FormatError(key, "must name a file that is there", found=value.strip(), fix=fix)
+    return path
+
+
+def _read_normal(path: Path) -> npt.NDArray[Any]:
+    from moge_core.io import read_normal
+
+    if path.suffix.lower() == ".png":
+        return read_normal(path)
+    values = read_array(path)
+    return values if values.dtype.kind == "f" else values.astype(np.float32)
+
+
+def _read_mask(path: Path) -> npt.NDArray[Any]:
+    from moge_core.io import read_mask
+
+    return read_mask(path) if path.suffix.lower() == ".png" else read_array(path)
+
+
+def _read_ids(path: Path) -> npt.NDArray[Any]:
+    from moge_core.io import read_segmentation
+
+    return read_segmentation(path)[0] if path.suffix.lower() == ".png" else read_array(path)
+
+
+def _labels(path: Path) -> Mapping[str, int]:
+    from moge_core.io.segmentation import read_segmentation_labels
+
+    return (read_segmentation_labels(path) if path.suffix.lower() == ".png" else None) or {}
