@@ -1,6 +1,6 @@
 """The `moge` command.
 
-    moge import rgbd-folder SRC -o OUT ...    raw data into the dataset format
+    moge import LAYOUT SRC -o OUT ...         raw data into the dataset format; `moge import -h` lists the layouts
     moge index DATASET                        list the instances, record what is known of each
     moge validate DATASET                     check every instance of a list
     moge quarantine DATASET [INSTANCE...]     keep instances out of the list without deleting them
@@ -13,6 +13,7 @@
     moge preflight CONFIG                     can the model fit eight of its instances?
     moge replay-metrics WORKSPACE             send to MLflow what it missed of a training
     moge infer -i PHOTOS -o OUT --model FILE  geometry of photos with a trained model
+    moge complete DATASET --model FILE        drop wrong depth, fill unknown depth with a model's help
     moge evaluate CHECKPOINT --data DATASET   point scores on a held-out dataset
     moge checkpoint show|convert FILE ...     what a checkpoint is; .pt to .safetensors and back
     moge export MODEL -o FILE.onnx            an ONNX graph for any image size
@@ -31,7 +32,7 @@ from pathlib import Path
 import click
 
 from moge_core import __version__
-from moge_core.cli import datasets, loading, models, report
+from moge_core.cli import completion, datasets, importing, importing_scenes, loading, models, report
 from moge_core.cli.common import EXIT_FINDINGS, Commands, verbose
 
 
@@ -71,8 +72,10 @@ def doctor_command(path: Path) -> None:
         sys.exit(EXIT_FINDINGS)
 
 
+for command in importing_scenes.COMMANDS:
+    importing.import_group.add_command(command)
 for command in (
-    datasets.import_group,
+    importing.import_group,
     datasets.index_command,
     datasets.validate_command,
     datasets.quarantine_command,
@@ -85,6 +88,7 @@ for command in (
     models.preflight_command,
     models.replay_metrics_command,
     models.infer_command,
+    completion.complete_command,
     models.evaluate_command,
     models.export_command,
     models.checkpoint_group,
