@@ -67,7 +67,7 @@ def test_depth_without_unit_has_no_depth_unit_in_its_entry(table: Path, tmp_path
     table.write_text(table.read_text() + "b,i.png,d.png,20,20,7.5,5.5,1000,z\n")
     output = invoke("table", table, "-o", tmp_path / "both")
     assert "depth_unit" not in entry_of(output)
-    assert "note: Some instances are in metres and others have no unit" in output
+    assert "note: Instances differ in their unit, or some have none" in output
 
 
 def test_common_options_reach_the_importer(table: Path, tmp_path: Path) -> None:

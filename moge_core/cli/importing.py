@@ -88,12 +88,12 @@ def print_import(report: ImportReport, out: Path) -> None:
         "label_type": report.label_type,
         "weight": 1.0,
     }
-    if report.metric:
-        entry["depth_unit"] = 1.0
+    if report.depth_unit is not None:
+        entry["depth_unit"] = report.depth_unit
     elif report.metric is None:
         click.echo(
-            "  note: Some instances are in metres and others have no unit. The entry leaves depth_unit out, so that"
-            " none is taken as metric; import the metric ones into a dataset of their own to use their scale."
+            "  note: Instances differ in their unit, or some have none. The entry leaves depth_unit out, so that none is"
+            " taken as metric; import those of one unit into a dataset of their own to use their scale."
         )
     click.echo("\nEntry for `data.datasets` of a training configuration:\n")
     click.echo(json.dumps(entry, indent=4))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from moge_core.datasets.layout import Progress
@@ -40,5 +41,39 @@ def parallel_map(work: Callable[[T], R], items: Sequence[T], progress: Progress 
                         progress(done, len(items))
         except BaseException:
             # Ctrl-C waits for what is under way, not for the whole batch.
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def parallel_stream(
+    work: Callable[[T], R], items: Iterable[T], total: int, progress: Progress | None = None
+) -> Iterator[R]:
+    """As `parallel_map`, of items that are taken as they come: a few are under way, the others not made yet.
+
+    Args:
+        work: called for each item.
+        items: the items, in the order of the results.
+        total: how many there are, for progress.
+        progress: called as `progress(done, total)`.
+    """
+    workers = max(1, min(_MAX_WORKERS, num_cores()))
+    under_way: deque[Future[R]] = deque()
+    done = 0
+    with ThreadPoolExecutor(workers, thread_name_prefix="moge-datasets") as pool:
+        try:
+            for item in items:
+                under_way.append(pool.submit(work, item))
+                if len(under_way) < 4 * workers:
+                    continue
+                yield under_way.popleft().result()
+                done += 1
+                if progress is not None:
+                    progress(done, total)
+            while under_way:
+                yield under_way.popleft().result()
+                done += 1
+                if progress is not None:
+                    progress(done, total)
+        except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

@@ -17,6 +17,7 @@ from moge_core.datasets.importers import ImportReport
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics, parse_intrinsics
 from moge_core.errors import DatasetError, FormatError, InputError
 from moge_core.io import read_depth, read_image, read_meta, write_image, write_meta
+from moge_core.io.files import write_bytes
 
 W, H = 16, 12
 CAMERA = "20,21,7.5,5.5"
@@ -168,18 +169,20 @@ def test_equal_imports_give_equal_datasets(source: Path, tmp_path: Path, run: Ca
 def test_an_interrupted_instance_is_none_and_is_made_by_the_next_run(
     run: Callable[..., ImportReport], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import moge_core.io as io_module
+    from moge_core.datasets.importers import writing
 
     class Killed(BaseException):
         pass
 
-    def die(*_: Any) -> None:
-        raise Killed
+    def die(path: Path, data: bytes) -> None:
+        if path.name == "meta.json":
+            raise Killed
+        write_bytes(path, data)
 
     out = run(name_prefix="finished/").out_dir
     for options in ({}, {"depth_scale": 500}):
         with monkeypatch.context() as patch:
-            patch.setattr(io_module, "write_meta", die)
+            patch.setattr(writing, "write_bytes", die)
             with pytest.raises(Killed):
                 run(**options)
         # Neither the new depth without a camera, nor with the record of what it was before.

@@ -14,6 +14,7 @@ import pytest
 from plane_frames import NORMAL, check_camera, check_is_plane, picture, plane_z, ray_distance
 
 from moge_core.datasets import index_dataset
+from moge_core.datasets.importers.frames import normalised_intrinsics
 from moge_core.datasets.importers.hypersim import (
     CAMERA_TABLE,
     DEFAULT_CAMERA,
@@ -24,7 +25,6 @@ from moge_core.datasets.importers.hypersim import (
     tone_map,
 )
 from moge_core.datasets.importers.tartanair import import_tartanair, read_packed_depth
-from moge_core.datasets.importers.writing import normalised_intrinsics
 from moge_core.errors import DatasetError, FormatError, ImageTooLargeError, InputError
 from moge_core.geometry import depth_map_to_point_map
 from moge_core.io import limits, read_depth, read_image, read_meta, read_normal, write_image

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from moge_core.datasets.importers.arrays import read_pfm
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics, intrinsics_from_matrix
-from moge_core.datasets.importers.records import Record, Stored, StoredDepth, finding_of
-from moge_core.datasets.importers.writing import ImportReport, ImportSettings, Resolution, check_folders, run_import
+from moge_core.datasets.importers.records import ImportSettings, Record, Resolution, Stored, StoredDepth, finding_of
+from moge_core.datasets.importers.writing import ImportReport, check_folders, run_import
 from moge_core.datasets.layout import Finding, Progress
 from moge_core.errors import DatasetError, FormatError, MoGeError
 

@@ -34,8 +34,8 @@ from moge_core.datasets.importers.colmap_model import (
     read_images,
     read_points,
 )
-from moge_core.datasets.importers.records import Record, Stored, StoredDepth, StoredPoints
-from moge_core.datasets.importers.writing import ImportReport, ImportSettings, Resolution, check_folders, run_import
+from moge_core.datasets.importers.records import ImportSettings, Record, Resolution, Stored, StoredDepth, StoredPoints
+from moge_core.datasets.importers.writing import ImportReport, check_folders, run_import
 from moge_core.datasets.layout import Finding, Progress
 from moge_core.errors import DatasetError, FormatError, InputError
 from moge_core.io import limits

@@ -31,16 +31,10 @@ import numpy as np
 import numpy.typing as npt
 
 from moge_core.datasets.importers.arrays import read_hdf5
+from moge_core.datasets.importers.frames import normalised_intrinsics
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics
-from moge_core.datasets.importers.records import Record, Stored, StoredDepth
-from moge_core.datasets.importers.writing import (
-    ImportReport,
-    ImportSettings,
-    Resolution,
-    check_folders,
-    normalised_intrinsics,
-    run_import,
-)
+from moge_core.datasets.importers.records import ImportSettings, Record, Resolution, Stored, StoredDepth
+from moge_core.datasets.importers.writing import ImportReport, check_folders, run_import
 from moge_core.datasets.layout import Finding, Progress
 from moge_core.errors import DatasetError, FormatError, InputError
 

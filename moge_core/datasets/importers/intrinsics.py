@@ -19,7 +19,7 @@ _MATRIX_KEYS = ("intrinsic_matrix", "camera_matrix", "intrinsics", "intrinsic", 
 _MAX_BYTES = 1 << 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PixelIntrinsics:
     """Focal lengths and principal point in pixels, counted from the centre of the first pixel.
 
@@ -162,7 +162,7 @@ def _checked(numbers: list[float], where: object) -> PixelIntrinsics:
     text = f"fx = {fx:g}, fy = {fy:g}, cx = {cx:g}, cy = {cy:g}"
     if not all(math.isfinite(number) for number in numbers) or fx <= 0 or fy == 0:
         raise InputError(where, "must be finite pixel intrinsics with fx > 0 and fy not 0", found=text)
-    if fx < 10 and cx <= 2:
+    if fx < 10 and 0 < cx < 1 and 0 < cy < 1:
         raise InputError(
             where,
             "must be intrinsics in pixels",

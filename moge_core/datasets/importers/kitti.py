@@ -25,8 +25,8 @@ import numpy.typing as npt
 
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics, intrinsics_from_matrix, parse_intrinsics
 from moge_core.datasets.importers.lidar import Transform, chosen, folders_with, read_float_rows, stored_sweep, transform
-from moge_core.datasets.importers.records import Record, Stored, StoredDepth, finding_of
-from moge_core.datasets.importers.writing import ImportReport, ImportSettings, Resolution, check_folders, run_import
+from moge_core.datasets.importers.records import ImportSettings, Record, Resolution, Stored, StoredDepth, finding_of
+from moge_core.datasets.importers.writing import ImportReport, check_folders, run_import
 from moge_core.datasets.layout import Finding, Progress
 from moge_core.errors import DatasetError, FormatError, InputError, MoGeError
 

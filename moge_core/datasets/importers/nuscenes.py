@@ -31,8 +31,8 @@ from moge_core.datasets.importers.lidar import (
     transform,
     with_stated_size,
 )
-from moge_core.datasets.importers.records import Record, Stored, finding_of
-from moge_core.datasets.importers.writing import ImportReport, ImportSettings, Resolution, check_folders, run_import
+from moge_core.datasets.importers.records import ImportSettings, Record, Resolution, Stored, finding_of
+from moge_core.datasets.importers.writing import ImportReport, check_folders, run_import
 from moge_core.datasets.layout import Finding, Progress
 from moge_core.errors import DatasetError, FormatError, MoGeError
 

@@ -24,8 +24,8 @@ import numpy.typing as npt
 
 from moge_core.datasets.importers.arrays import read_hdf5, require
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics
-from moge_core.datasets.importers.records import Record, Stored, StoredDepth
-from moge_core.datasets.importers.writing import ImportReport, ImportSettings, Resolution, check_folders, run_import
+from moge_core.datasets.importers.records import ImportSettings, Record, Resolution, Stored, StoredDepth
+from moge_core.datasets.importers.writing import ImportReport, check_folders, run_import
 from moge_core.datasets.layout import Finding, Progress
 from moge_core.errors import DatasetError, FormatError
 

@@ -12,7 +12,12 @@ from moge_core.datasets.importers.records import StoredDepth
 
 
 def metric_z(
-    stored: npt.NDArray[Any], depth: StoredDepth, intrinsics: npt.NDArray[np.floating[Any]]
+    stored: npt.NDArray[Any],
+    depth: StoredDepth,
+    intrinsics: npt.NDArray[np.floating[Any]],
+    *,
+    rows: npt.NDArray[np.int64] | None = None,
+    columns: npt.NDArray[np.int64] | None = None,
 ) -> npt.NDArray[np.float32]:
     """Depth along the optical axis from stored values.
 
@@ -20,22 +25,27 @@ def metric_z(
         stored: (H, W), integers or floats.
         depth: what the values mean.
         intrinsics: (3, 3), normalised.
+        rows, columns: (h,) and (w,), the pixels to convert; by default all.
 
     Returns:
-        z (H, W): NaN where unknown, +Inf where infinitely far; metres, or without unit for a disparity of unknown
+        z (h, w): NaN where unknown, +Inf where infinitely far; metres, or without unit for a disparity of unknown
         baseline (z = fx / (disparity + doffs)).
     """
     height, width = stored.shape
+    rows = np.arange(height) if rows is None else rows
+    columns = np.arange(width) if columns is None else columns
+    if (rows.size, columns.size) != (height, width):
+        stored = stored[rows[:, None], columns]
     is_integer = stored.dtype.kind in "iu"
     scale = depth.scale or (1000.0 if is_integer and depth.kind in {"z", "ray"} else 1.0)
     values = stored.astype(np.float64) / scale
     unknown = (stored == 0) | np.isnan(values)
     for marker in depth.invalid:
-        unknown |= np.isinf(values) if np.isinf(marker) else (stored == _as_stored(marker, stored.dtype))
+        unknown |= np.isinf(values) if np.isinf(marker) else _equals(stored, marker)
     if depth.kind in {"z", "ray"}:
         z = values
         if depth.kind == "ray":
-            z = values / ray_lengths(height, width, intrinsics)
+            z = values / ray_lengths(height, width, intrinsics, rows=rows, columns=columns)
         if depth.far_from is not None:
             z = np.where(values * scale >= depth.far_from, np.inf, z)
     else:
@@ -46,14 +56,27 @@ def metric_z(
                 z = 1.0 / values
         unknown |= np.isinf(values)
     z = np.where(unknown | ~(z > 0), np.nan, z)
-    with np.errstate(over="ignore"):
-        return z.astype(np.float32)
+    with np.errstate(over="ignore", under="ignore"):
+        narrow = z.astype(np.float32)
+    # What float32 cannot hold is no depth; only what was infinite is infinitely far.
+    lost = (np.isinf(narrow) & np.isfinite(z)) | (narrow == 0)
+    narrow[lost] = np.nan
+    return narrow
 
 
-def ray_lengths(height: int, width: int, intrinsics: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
-    """Length (H, W) of each pixel's viewing ray up to z = 1: distance along the ray over z."""
-    u = ((np.arange(width) + 0.5) / width - intrinsics[0, 2]) / intrinsics[0, 0]
-    v = ((np.arange(height) + 0.5) / height - intrinsics[1, 2]) / intrinsics[1, 1]
+def ray_lengths(
+    height: int,
+    width: int,
+    intrinsics: npt.NDArray[np.floating[Any]],
+    *,
+    rows: npt.NDArray[np.int64] | None = None,
+    columns: npt.NDArray[np.int64] | None = None,
+) -> npt.NDArray[np.float64]:
+    """Length (h, w) of the viewing rays up to z = 1 of a map (height, width): distance along the ray over z."""
+    rows = np.arange(height) if rows is None else rows
+    columns = np.arange(width) if columns is None else columns
+    u = ((columns + 0.5) / width - intrinsics[0, 2]) / intrinsics[0, 0]
+    v = ((rows + 0.5) / height - intrinsics[1, 2]) / intrinsics[1, 1]
     lengths: npt.NDArray[np.float64] = np.sqrt(1 + u[None, :] ** 2 + v[:, None] ** 2)
     return lengths
 
@@ -99,9 +122,12 @@ def project_points(
     return np.where(np.isinf(depth), np.nan, depth).reshape(height, width).astype(np.float32)
 
 
-def _as_stored(marker: float, dtype: np.dtype[Any]) -> Any:
-    # A marker like 65535 or 1e10 is compared as the file's own type holds it; one that integers cannot hold is nowhere.
-    if dtype.kind in "iu":
-        limits = np.iinfo(dtype)
-        return dtype.type(marker) if limits.min <= marker <= limits.max and marker == int(marker) else None
-    return dtype.type(marker)
+def _equals(stored: npt.NDArray[Any], marker: float) -> npt.NDArray[np.bool_]:
+    """Where a stored value is a marker such as 65535 or 1e10, as the file's own type holds it."""
+    if stored.dtype.kind in "iu":
+        limits = np.iinfo(stored.dtype)
+        held = limits.min <= marker <= limits.max and marker == int(marker)
+    else:
+        held = abs(marker) <= float(np.finfo(stored.dtype).max)
+    nowhere: npt.NDArray[np.bool_] = np.zeros(stored.shape, np.bool_)
+    return stored == stored.dtype.type(marker) if held else nowhere

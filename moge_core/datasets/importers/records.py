@@ -13,23 +13,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics
-from moge_core.datasets.layout import Finding
+from moge_core.datasets.layout import STATE_DIR, Finding
 from moge_core.errors import InputError, MoGeError
 
 DepthKind: TypeAlias = Literal["z", "ray", "disparity", "inverse"]
 DEPTH_KINDS: tuple[str, ...] = get_args(DepthKind)
 
+Resolution: TypeAlias = Literal["smaller", "image", "depth"]
+
 Read: TypeAlias = Callable[[Path], npt.NDArray[Any]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Stored:
     """A picture or an array in a file.
 
@@ -44,7 +46,7 @@ class Stored:
     part: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StoredDepth(Stored):
     """A depth map (H, W) in a file, and what its values mean.
 
@@ -84,7 +86,7 @@ class StoredDepth(Stored):
             raise InputError("baseline and doffs", "belong to the kind disparity", found=f"kind {self.kind}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StoredPoints(Stored):
     """A LiDAR sweep. `read` gives its points (N, 3) in metres in this camera's axes (x right, y down, z forward).
 
@@ -98,7 +100,7 @@ class StoredPoints(Stored):
     sensor: tuple[float, float, float] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Record:
     """One frame, as a layout has it.
 
@@ -146,6 +148,41 @@ class Record:
     def files(self) -> list[Path]:
         """Every file that the record was made from, each once."""
         return list(dict.fromkeys([*(part.path for _, part in self.parts()), *self.extra_files]))
+
+
+@dataclass(frozen=True)
+class ImportSettings:
+    """What is asked of every importer; a change of those that alter instances makes them anew.
+
+    Attributes:
+        name_prefix: put before the path of every instance, so that several sources fit into one dataset.
+        label_type: loss set of the training configuration that the data is for.
+        max_depth: depth beyond this, in metres, becomes unknown.
+        resolution: where image and depth differ in size, the size of the instance: of the `smaller` of the two, of
+            the `image` (depth is repeated, nothing is interpolated) or of the `depth` map.
+        flip_y: turn image and depth upside down.
+    """
+
+    name_prefix: str = ""
+    label_type: str = "sfm"
+    max_depth: float | None = None
+    resolution: Resolution = "smaller"
+    flip_y: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what no import can do.
+
+        Raises:
+            InputError: naming the setting.
+        """
+        if self.max_depth is not None and not self.max_depth > 0:
+            raise InputError("max_depth", "must be positive, in metres", found=self.max_depth)
+        if self.resolution not in {"smaller", "image", "depth"}:
+            raise InputError("resolution", "must be smaller, image or depth", found=repr(self.resolution))
+        path = PurePosixPath(self.name_prefix)
+        unsafe = path.is_absolute() or ".." in path.parts or "\\" in self.name_prefix
+        if unsafe or path.parts[:1] == (STATE_DIR,):
+            raise InputError("name_prefix", "must keep instances inside the dataset", found=repr(self.name_prefix))
 
 
 def finding_of(name: str, error: MoGeError | OSError, consequence: str = "") -> Finding:

@@ -18,9 +18,9 @@ import numpy as np
 
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics, parse_intrinsics
 from moge_core.datasets.importers.pairing import pair_by_frame
-from moge_core.datasets.importers.records import Record, Stored, StoredDepth, finding_of
+from moge_core.datasets.importers.records import ImportSettings, Record, Resolution, Stored, StoredDepth, finding_of
 from moge_core.datasets.importers.source_files import INTEGER_SUFFIXES, find_sources
-from moge_core.datasets.importers.writing import ImportReport, ImportSettings, Resolution, check_folders, run_import
+from moge_core.datasets.importers.writing import ImportReport, check_folders, run_import
 from moge_core.datasets.layout import Finding, Progress
 from moge_core.errors import DatasetError, InputError, MoGeError
 
@@ -223,7 +223,7 @@ def _records(
         yield Record(
             name=str(pair.instance),
             image=Stored(source / pair.image),
-            depth=StoredDepth(source / pair.depth, scale=reading.depth_scale or 1.0, invalid=reading.invalid),
+            depth=StoredDepth(source / pair.depth, scale=reading.depth_scale, invalid=reading.invalid),
             camera=camera,
             extra_files=() if camera_file is None else (camera_file,),
         )

@@ -27,9 +27,9 @@ from moge_core.datasets.importers.intrinsics import PixelIntrinsics, intrinsics_
 from moge_core.datasets.importers.kitti import files_by_stem, numbers_of, read_calibration
 from moge_core.datasets.importers.lidar import folders_with
 from moge_core.datasets.importers.pairing import pair_by_frame
-from moge_core.datasets.importers.records import Record, Stored, StoredDepth, finding_of
+from moge_core.datasets.importers.records import ImportSettings, Record, Resolution, Stored, StoredDepth, finding_of
 from moge_core.datasets.importers.source_files import find_sources
-from moge_core.datasets.importers.writing import ImportReport, ImportSettings, Resolution, check_folders, run_import
+from moge_core.datasets.importers.writing import ImportReport, check_folders, run_import
 from moge_core.datasets.layout import Finding, Progress
 from moge_core.errors import DatasetError, FormatError, InputError, MoGeError
 

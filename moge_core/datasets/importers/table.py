@@ -22,7 +22,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
@@ -32,8 +32,8 @@ import numpy.typing as npt
 
 from moge_core.datasets.importers.arrays import read_array
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics, intrinsics_from_matrix
-from moge_core.datasets.importers.records import DepthKind, Record, Stored, StoredDepth
-from moge_core.datasets.importers.writing import ImportReport, ImportSettings, Resolution, check_folders, run_import
+from moge_core.datasets.importers.records import DepthKind, ImportSettings, Record, Resolution, Stored, StoredDepth
+from moge_core.datasets.importers.writing import ImportReport, check_folders, run_import
 from moge_core.datasets.layout import Finding, Progress, is_instance_path
 from moge_core.errors import FormatError, MoGeError
 from moge_core.io import limits
@@ -84,8 +84,13 @@ def import_table(
     """
     path, out = check_folders(source, out_dir)
     settings = ImportSettings(name_prefix, label_type, max_depth, resolution)
-    rows = _read_rows(path)
-    columns = list(dict.fromkeys(column for row in rows for column in row.values))
+    # Two passes, so that a table of a million rows is never held: the first looks at the columns.
+    table = _Table.read(path)
+    columns: dict[str, None] = {}
+    num_rows = 0
+    for row in table.rows():
+        columns |= dict.fromkeys(row.values)
+        num_rows += 1
     missing = [column for column in NEEDED if column not in columns]
     if missing:
         raise FormatError(
@@ -95,11 +100,20 @@ def import_table(
         )
     unknown = [column for column in columns if column not in {*NEEDED, *OPTIONAL}]
     notes = [f"These columns are not known and were passed by: {', '.join(unknown)}."] if unknown else []
-    records = _records(path, rows)
-    return run_import(IMPORTER, path, out, records, settings, notes=notes, progress=progress)
+    return run_import(
+        IMPORTER,
+        path,
+        out,
+        _records(path, table.rows()),
+        settings,
+        notes=notes,
+        identity=path.name,
+        total=num_rows,
+        progress=progress,
+    )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Row:
     """One row: its number among the rows, its line in the file, and what stands there; or why nothing can be read."""
 
@@ -109,60 +123,85 @@ class _Row:
     problem: str = ""
 
 
-def _read_rows(path: Path) -> list[_Row]:
-    suffix = path.suffix.lower()
-    if suffix not in {*_DELIMITERS, *_JSON_SUFFIXES} or not path.is_file():
-        suffixes = ", ".join(sorted({*_DELIMITERS, *_JSON_SUFFIXES}))
-        raise FormatError(path, f"must be a table, one of {suffixes}", found=suffix or "no such suffix")
-    try:
-        text = read_bytes(path, limit=limits.MAX_FILE_BYTES).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise FormatError(path, "must be UTF-8 text", found=error, fix="Save it as UTF-8.") from error
-    return _json_rows(text) if suffix in _JSON_SUFFIXES else _csv_rows(text, path, _DELIMITERS[suffix])
+@dataclass(frozen=True)
+class _Table:
+    """The text of a table, and how its rows are read."""
+
+    path: Path
+    text: str
+    delimiters: str | None
+    """None where each line is a JSON object."""
+
+    @classmethod
+    def read(cls, path: Path) -> _Table:
+        suffix = path.suffix.lower()
+        if suffix not in {*_DELIMITERS, *_JSON_SUFFIXES} or not path.is_file():
+            suffixes = ", ".join(sorted({*_DELIMITERS, *_JSON_SUFFIXES}))
+            raise FormatError(path, f"must be a table, one of {suffixes}", found=suffix or "no such suffix")
+        try:
+            text = read_bytes(path, limit=limits.MAX_FILE_BYTES).decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise FormatError(path, "must be UTF-8 text", found=error, fix="Save it as UTF-8.") from error
+        return cls(path, text, _DELIMITERS.get(suffix))
+
+    def rows(self) -> Iterator[_Row]:
+        """Every row in order, also those that cannot be read."""
+        return _json_rows(self.text) if self.delimiters is None else _csv_rows(self.text, self.path, self.delimiters)
 
 
-def _json_rows(text: str) -> list[_Row]:
-    rows: list[_Row] = []
-    for line, content in enumerate(text.split("\n"), start=1):
+def _json_rows(text: str) -> Iterator[_Row]:
+    number = 0
+    for line, content in enumerate(io.StringIO(text, newline="\n"), start=1):
         if not content.strip():
             continue
-        number = len(rows) + 1
+        number += 1
         try:
             values = json.loads(content)
         except (ValueError, RecursionError) as error:
-            rows.append(_Row(number, line, {}, f"no JSON: {error}"))
+            yield _Row(number, line, {}, f"no JSON: {error}")
             continue
         if isinstance(values, dict):
-            rows.append(_Row(number, line, {key.strip().lower(): value for key, value in values.items()}))
+            yield _Row(number, line, {key.strip().lower(): value for key, value in values.items()})
         else:
-            rows.append(_Row(number, line, {}, "no JSON object"))
-    return rows
+            yield _Row(number, line, {}, "no JSON object")
 
 
-def _csv_rows(text: str, path: Path, delimiters: str) -> list[_Row]:
-    heading = text.split("\n", 1)[0]
+def _csv_rows(text: str, path: Path, delimiters: str) -> Iterator[_Row]:
+    heading = text.lstrip().split("\n", 1)[0]
     delimiter = max(delimiters, key=heading.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    rows: list[_Row] = []
-    try:
-        columns = [column.strip().lower() for column in next(reader, [])]
-        repeated = sorted({column for column in columns if columns.count(column) > 1})
-        if repeated:
-            raise FormatError(path, "must name each column once", found=f"{', '.join(repeated)} twice")
+    columns: list[str] | None = None
+    number = 0
+    while True:
+        try:
+            values = next(reader)
+        except StopIteration:
+            break
+        except csv.Error as error:
+            if columns is None:
+                raise FormatError(f"{path}:{reader.line_num}", "must be a CSV table", found=error) from error
+            number += 1
+            yield _Row(number, reader.line_num, dict.fromkeys(columns, ""), f"no CSV: {error}")
+            continue
+        if not any(value.strip() for value in values):
+            continue
+        if columns is None:
+            columns = [value.strip().lower() for value in values]
+            repeated = sorted({column for column in columns if columns.count(column) > 1})
+            if repeated:
+                raise FormatError(path, "must name each column once", found=f"{', '.join(repeated)} twice")
+            continue
+        number += 1
+        found = dict(zip(columns, values, strict=False)) | dict.fromkeys(columns[len(values) :], "")
+        many = len(values) > len(columns) and any(value.strip() for value in values[len(columns) :])
+        problem = f"{len(values)} values for {len(columns)} columns" if many else ""
+        yield _Row(number, reader.line_num, found, problem)
+    if not number:
         # A table without rows still has columns to check.
-        for values in reader:
-            if not any(value.strip() for value in values):
-                continue
-            found = dict(zip(columns, values, strict=False)) | dict.fromkeys(columns[len(values) :], "")
-            many = len(values) > len(columns) and any(value.strip() for value in values[len(columns) :])
-            problem = f"{len(values)} values for {len(columns)} columns" if many else ""
-            rows.append(_Row(len(rows) + 1, reader.line_num, found, problem))
-    except csv.Error as error:
-        raise FormatError(f"{path}:{reader.line_num}", "must be a CSV table", found=error) from error
-    return rows or [_Row(0, 1, dict.fromkeys(columns, ""), "a table without rows")]
+        yield _Row(0, 1, dict.fromkeys(columns or (), ""), "a table without rows")
 
 
-def _records(path: Path, rows: Sequence[_Row]) -> Iterator[Record | Finding]:
+def _records(path: Path, rows: Iterable[_Row]) -> Iterator[Record | Finding]:
     first: dict[str, int] = {}
     for row in rows:
         where = f"{path.name} row {row.number} (line {row.line})"
@@ -180,6 +219,8 @@ def _records(path: Path, rows: Sequence[_Row]) -> Iterator[Record | Finding]:
             evidence = f"{error.where}: {error.rule}" if error.where != where else error.rule
             evidence += f"; found {error.found}" if error.found else ""
             yield Finding(where, "importable", "error", evidence, error.fix or fix)
+        except OSError as error:
+            yield Finding(where, "importable", "error", str(error), fix)
 
 
 def _name(values: Mapping[str, Any], where: str) -> str:
