@@ -120,6 +120,33 @@ def with_sky(depth: Depth, value: float) -> Depth:
     return np.where(np.isinf(sky), value, sky).astype(np.float32)
 
 
+def noisy_sky(depth: Depth) -> Depth:
+    sky = with_sky(depth, 1e4)
+    noise = 1 + 0.001 * np.random.default_rng(0).standard_normal(depth.shape)
+    return np.where(sky == np.float32(1e4), sky * noise, sky).astype(np.float32)
+
+
+def sky_dome(depth: Depth, folder: Path) -> Depth:
+    sky = with_sky(depth, 1e4)
+    return np.where(sky == np.float32(1e4), 2000 / rays(depth, folder), sky).astype(np.float32)
+
+
+def disparity_8_bit(depth: Depth) -> Depth:
+    near, _ = near_and_far(depth)
+    disparity = np.maximum(np.round(200 * near / depth), 1)
+    return np.where(np.isfinite(depth), 200 * near / disparity, depth).astype(np.float32)
+
+
+def cut_and_closed(folder: Path) -> None:
+    """A JPEG that a tool cut off and ended properly: decoders fill it up."""
+    data = (folder / "image.jpg").read_bytes()
+    (folder / "image.jpg").write_bytes(data[: len(data) // 3] + b"\xff\xd9")
+
+
+def normals(pixels: Callable[[Depth], npt.NDArray[Any]]) -> Callable[[Path], None]:
+    return lambda folder: (folder / "normal.png").write_bytes(encode_png(pixels(read_depth(folder / "depth.png"))))
+
+
 def blank(folder: Path) -> None:
     write_image(folder / "image.jpg", np.zeros_like(read_image(folder / "image.jpg")))
 
@@ -156,6 +183,9 @@ FAULTS: Mapping[str, Fault] = {
     "meta damaged": Fault(text_meta('{"intrinsics": [[1, 0'), "meta-readable"),
     "meta without intrinsics": Fault(text_meta('{"fx": 500}'), "meta-readable"),
     "intrinsics in pixels": Fault(of_camera(in_pixels), "intrinsics-normalised"),
+    "almost a camera": Fault(
+        of_camera(lambda K, _: K + 1e-7 * np.array([[0, 0, 0], [1, 0, 0], [0, 0, 0]])), "intrinsics-row-major"
+    ),
     "negative fy": Fault(of_camera(lambda K, _: np.diag([1, -1, 1]) @ K), "focal-positive"),
     "transposed": Fault(of_camera(lambda K, _: K.T), "intrinsics-row-major"),
     "half the resolution": Fault(of_camera(lambda K, _: np.diag([0.5, 0.5, 1]) @ K), "intrinsics-of-this-size"),
@@ -180,6 +210,8 @@ FAULTS: Mapping[str, Fault] = {
     ),
     "sky huge": Fault(of_depth(lambda depth, _: with_sky(depth, 1e4)), "sky-infinite"),
     "sky at a maximum": Fault(of_depth(lambda depth, _: with_sky(depth, 3 * near_and_far(depth)[1])), "sky-infinite"),
+    "sky with noise": Fault(of_depth(lambda depth, _: noisy_sky(depth)), "sky-infinite"),
+    "sky as a dome": Fault(of_depth(sky_dome), "sky-infinite"),
     "65535 as depth": Fault(of_depth(lambda depth, _: with_sky(depth, 65.535)), "marker-not-depth"),
     "8-bit source": Fault(
         of_depth(
@@ -189,6 +221,7 @@ FAULTS: Mapping[str, Fault] = {
         ),
         "depth-levels",
     ),
+    "8-bit disparity source": Fault(of_depth(lambda depth, _: disparity_8_bit(depth)), "depth-levels"),
     "whole metres": Fault(of_depth(lambda depth, _: np.maximum(np.round(depth), 1)), "depth-levels"),
     "disparity": Fault(
         of_depth(
@@ -203,6 +236,10 @@ FAULTS: Mapping[str, Fault] = {
     "ray lengths": Fault(of_depth(lambda depth, folder: depth * rays(depth, folder)), "depth-along-axis"),
     "millimetres": Fault(of_depth(lambda depth, _: depth * 1000), "unit-plausible"),
     "depth shifted": Fault(of_depth(lambda depth, _: shifted(depth, 0.06)), "registered"),
+    "image cut and closed": Fault(cut_and_closed, "image-varies"),
+    "8-bit normals": Fault(normals(lambda depth: np.zeros((*depth.shape, 3), np.uint8)), "maps-decodable"),
+    "normals of another size": Fault(normals(lambda _: np.zeros((5, 7, 3), np.uint16)), "sizes-agree"),
+    "normals are text": Fault(lambda folder: (folder / "normal.png").write_text("404"), "maps-decodable"),
     "blank image": Fault(blank, "image-varies"),
     "sparse but synthetic": Fault(sparse_synthetic, "density-fits-label"),
 }

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from planted_faults import FAULTS, finite, label_as, of_camera, of_depth, shifted, sparse
 
-from moge_core.datasets import RULES, Finding, render_sample_scenes, validate_dataset
-from moge_core.io import read_depth, read_meta, write_depth, write_meta
+from moge_core.datasets import RULES, Finding, index_dataset, render_sample_scenes, validate_dataset
+from moge_core.datasets.validation import examine_instance, geometry
+from moge_core.io import read_depth, read_meta, write_depth, write_image, write_meta
+from moge_core.io.png import encode_png
 
 # Rules that compare instances or read lists have tests of their own below and in test_dataset_validation.py.
 BY_OTHER_TESTS = {
@@ -21,6 +25,7 @@ BY_OTHER_TESTS = {
     "inside-root",
     "listable-path",
     "folder-readable",
+    "files-readable",
     "not-duplicated",
     "unit-consistent",
     "intrinsics-consistent",
@@ -222,3 +227,76 @@ def test_thresholds_severities_and_silence_are_configuration(scenes: Path, tmp_p
     assert "files-known" not in {finding.rule for finding in validate_dataset(data)}
     settings.write_text('{"max_fov_deg": 20}')
     assert "fov-plausible" in {finding.rule for finding in validate_dataset(data)}
+
+
+@pytest.mark.parametrize(
+    "near, far, unit",
+    [
+        ("1", "1.001", None),
+        ("1e-45", "1e-44", None),
+        ("1", "2", "1e-44"),
+        ("1e-30", "1e30", None),
+        ("1e37", "2e37", "1"),
+    ],
+)
+@pytest.mark.parametrize("shape", [(1, 1), (1, 40), (40, 1), (30, 40)])
+def test_extreme_ranges_are_judged_without_a_word_from_numpy(
+    scenes: Path, tmp_path: Path, near: str, far: str, unit: str | None, shape: tuple[int, int]
+) -> None:
+    folder = Path(shutil.copytree(scenes / instances_of(scenes)[0], tmp_path / "data" / "x"))
+    text = {"near": near, "far": far} | ({} if unit is None else {"unit": unit})
+    for codes in (
+        np.random.default_rng(0).integers(0, 65536, shape).astype(np.uint16),
+        np.full(shape, 65535, np.uint16),
+        np.full(shape, 30000, np.uint16),
+    ):
+        (folder / "depth.png").write_bytes(encode_png(codes, text=text))
+        write_image(folder / "image.jpg", np.random.default_rng(0).integers(0, 255, (*shape, 3), dtype=np.uint8))
+        findings = examine_instance(tmp_path / "data", "x").findings
+        assert not [finding for finding in findings if finding.rule == "files-readable"]
+
+
+def test_what_a_decoder_chokes_on_is_a_finding_of_its_instance(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = Path(shutil.copytree(scenes, tmp_path / "data"))
+    broken = instances_of(data)[2]
+    original = geometry.count_votes
+
+    def choke(*arguments: Any) -> Any:
+        if not hasattr(choke, "done"):
+            choke.done = True  # type: ignore[attr-defined]
+            raise ZeroDivisionError("x")
+        return original(*arguments)
+
+    monkeypatch.setattr(geometry, "count_votes", choke)
+    findings = [finding for finding in validate_dataset(data) if finding.rule == "files-readable"]
+    assert len(findings) == 1
+    assert "ZeroDivisionError" in findings[0].evidence
+    assert broken in instances_of(data)
+
+
+def test_a_pipe_in_an_instance_is_told_and_does_not_hang(scenes: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(scenes, tmp_path / "data"))
+    instance = instances_of(data)[0]
+    (data / instance / "normal.png").unlink()
+    os.mkfifo(data / instance / "normal.png")
+    os.mkfifo(data / instance / "mask.png")
+    assert "files-known" in rules_by_instance(validate_dataset(data))[instance]
+
+
+def test_mending_a_further_map_or_removing_a_foreign_file_is_noticed_by_the_index(scenes: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(scenes, tmp_path / "data"))
+    first, second = instances_of(data)[:2]
+    (data / first / "normal.png").write_text("404")
+    (data / second / "Thumbs.db").write_bytes(b"x")
+    report = index_dataset(data)
+    assert first not in report.instances
+    assert {finding.rule for finding in report.findings} >= {"maps-decodable", "files-known"}
+    (data / first / "normal.png").unlink()
+    (data / second / "Thumbs.db").unlink()
+    report = index_dataset(data)
+    assert first in report.instances
+    assert not {finding.rule for finding in report.findings} & {"maps-decodable", "files-known"}
+    (data / first / "normal.png").write_text("404")
+    assert first not in index_dataset(data).instances

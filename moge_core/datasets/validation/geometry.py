@@ -27,6 +27,8 @@ _GRID, _STRIDES = 112, (0.036, 0.1)
 _LEAST_SLOPE, _MOST_SLOPE, _FIT = 0.08, 1.2, 0.15
 # Ray length and z are told apart where the lens makes this much difference across a triple.
 _LEAST_BEND = 0.004
+# How far apart suggested maxima of an inverted map may be to be one.
+_SAME_MAXIMUM = 0.15
 _FLOOR_CONE = (
     0.82  # cosine between a floor's normal and the image's vertical: the camera looks up or down by 35 degrees
 )
@@ -68,6 +70,16 @@ def grid_of(coded: CodedDepth, longer_side: int = _GRID) -> Map:
     return depth
 
 
+def normalised_grid(depth: Map) -> tuple[Map, float]:
+    """A grid divided by its median, so that products of three depths fit into float32, and that median."""
+    median = float(np.nanmedian(depth.astype(np.float64)))
+    with np.errstate(over="ignore", under="ignore"):
+        scaled: Map = (depth.astype(np.float64) / median).astype(np.float32)
+    # What is a thousand million times nearer or farther than the rest says nothing about shapes.
+    scaled[~((scaled > 1e-9) & (scaled < 1e9))] = np.nan
+    return scaled, median
+
+
 def count_votes(depth: Map, intrinsics: npt.NDArray[np.float64]) -> Votes:
     """Votes of a grid of depth (h, w) that spans the image.
 
@@ -80,17 +92,28 @@ def count_votes(depth: Map, intrinsics: npt.NDArray[np.float64]) -> Votes:
     v = ((np.arange(height) + 0.5) / height - intrinsics[1, 2]) / intrinsics[1, 1]
     rays = np.sqrt(1 + u[None, :] ** 2 + v[:, None] ** 2).astype(np.float32)
     greatest = float(np.nanmax(depth))
-    totals = np.zeros(6, np.int64)
+    totals = np.zeros(5, np.int64)
+    maxima: list[npt.NDArray[np.float32]] = []
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         for share in _STRIDES:
             stride = max(1, round(share * max(height, width)))
             for values, lengths in ((depth, rays), (depth.T, rays.T)):
                 if 2 * stride < values.shape[1]:
-                    totals += _votes_along_rows(values, lengths, stride, greatest)
-    return Votes(*(int(total) for total in totals))
+                    counts, found = _votes_along_rows(values, lengths, stride, greatest)
+                    totals += counts
+                    maxima.append(found)
+    # A map was inverted with one maximum; hills and steps suggest another at each place.
+    together = np.concatenate(maxima) if maxima else np.zeros(0, np.float32)
+    inverted = int(np.count_nonzero(np.abs(together / np.median(together) - 1) < _SAME_MAXIMUM)) if together.size else 0
+    sloped, z, disparity, along_axis, along_ray = (int(total) for total in totals)
+    return Votes(sloped, z, disparity, inverted, along_axis, along_ray)
 
 
-def _votes_along_rows(values: Map, rays: Map, stride: int, greatest: float) -> npt.NDArray[np.int64]:
+def _votes_along_rows(
+    values: Map, rays: Map, stride: int, greatest: float
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Counts of sloped, z, disparity, along axis, along ray; and the maximum that each triple suggests if inverted."""
+
     def triple(of: Map) -> tuple[Map, Map, Map]:
         return of[:, : -2 * stride], of[:, stride:-stride], of[:, 2 * stride :]
 
@@ -114,8 +137,9 @@ def _votes_along_rows(values: Map, rays: Map, stride: int, greatest: float) -> n
     limit = 0.2 * lens
     along_axis = telling & (np.abs(inverse_bend) < limit)
     along_ray = telling & (np.abs(curve_left / before + curve_right / after - 2) < limit)
-    masks = (sloped, fits_z, fits_disparity, fits_inverted, along_axis, along_ray)
-    return np.array([np.count_nonzero(mask) for mask in masks], np.int64)
+    masks = (sloped, fits_z, fits_disparity, along_axis, along_ray)
+    counts = np.array([np.count_nonzero(mask) for mask in masks], np.int64)
+    return counts, (turning * middle)[fits_inverted]
 
 
 def judge_shape(votes: Votes, settings: ValidationSettings) -> Iterator[tuple[str, str]]:
@@ -123,9 +147,8 @@ def judge_shape(votes: Votes, settings: ValidationSettings) -> Iterator[tuple[st
     least = settings.min_votes
     straight = f"of {votes.sloped} pixel triples on slopes {votes.z} lie on planes as z"
     is_disparity = votes.disparity >= max(least, 0.008 * votes.sloped) and votes.disparity > 2.3 * votes.z
-    is_inverted = votes.inverted >= max(least, 0.12 * votes.sloped) and votes.inverted > 4 * max(
-        votes.z, votes.disparity
-    )
+    rivals = max(votes.z, votes.disparity)
+    is_inverted = votes.inverted >= max(2 * least, 0.06 * votes.sloped) and votes.inverted > 4 * rivals
     # Where few planes are seen both may be suspected.
     if is_disparity:
         yield "depth-not-disparity", f"{straight}, {votes.disparity} as disparity"

@@ -6,6 +6,7 @@ instance is a finding, never an exception.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import math
@@ -34,11 +35,15 @@ from moge_core.errors import MoGeError
 
 _MAP_NAMES = (NORMAL_NAME, MASK_NAME, SEGMENTATION_NAME)
 _KNOWN_NAMES = frozenset({IMAGE_NAME, META_NAME, *_MAP_NAMES, *INSPECTION_NAMES})
+_DECODER_ERRORS = (MoGeError, OSError, ArithmeticError, LookupError, MemoryError, RecursionError, TypeError, ValueError)
+# Rights and links can be mended without a file's size or time changing: such instances are read again each time.
+_NOT_OF_CONTENTS = frozenset({"files-readable", "folder-readable", "inside-root"})
+_MOST_TAIL = 0.15
 _FINEST_IMAGE = 160  # longer side of the picture that edges are looked for in; JPEG decodes to about that size
 
 
 def instance_stamp(folder: str | Path, depth_name: str) -> str:
-    """Names, sizes and modification times of the files that training reads; missing files are named so."""
+    """Names, sizes and modification times of the files that training reads, and the time of their folder."""
     parts = []
     prefix = os.fspath(folder) + "/"
     for name in (IMAGE_NAME, depth_name, META_NAME):
@@ -47,6 +52,13 @@ def instance_stamp(folder: str | Path, depth_name: str) -> str:
             parts.append(f"{name}:{stat.st_size}:{stat.st_mtime_ns}")
         except OSError:
             parts.append(f"{name}:missing")
+    # Further maps are few, so they are asked for before they are looked at; files that come or go change the folder.
+    for name in _MAP_NAMES:
+        if os.access(prefix + name, os.F_OK):
+            stat = os.stat(prefix + name)  # noqa: PTH116
+            parts.append(f"{name}:{stat.st_size}:{stat.st_mtime_ns}")
+    with contextlib.suppress(OSError):
+        parts.append(str(os.stat(prefix).st_mtime_ns))  # noqa: PTH116
     return "|".join(parts)
 
 
@@ -111,12 +123,19 @@ class _Examination:
 
     def run(self, *, full: bool) -> InstanceRecord:
         stamp = instance_stamp(self.folder, self.depth_name)
-        if self._files_are_there():
-            self._check_meta()
-            self._check_sizes()
-            if full:
-                grey = self._check_image()
-                self._check_depth(grey)
+        try:
+            if self._files_are_there():
+                self._check_meta()
+                self._check_sizes()
+                if full:
+                    grey = self._check_image()
+                    self._check_depth(grey)
+                    self._check_maps()
+        except _DECODER_ERRORS as error:
+            # One instance that a decoder chokes on must not end the check of a million.
+            self._found("files-readable", f"{type(error).__name__}: {error}")
+        if any(finding.rule in _NOT_OF_CONTENTS for finding in self.findings):
+            stamp = ""
         return InstanceRecord(
             path=self.instance,
             depth_name=self.depth_name,
@@ -130,6 +149,10 @@ class _Examination:
         finding = finding_of(rule, self.instance, evidence, self.settings, fix)
         if finding is not None:
             self.findings.append(finding)
+
+    def _found_unreadable(self, error: OSError) -> None:
+        if all(finding.rule != "files-readable" for finding in self.findings):
+            self._found("files-readable", error)
 
     def _found_once(self, rule: str, error: Exception) -> None:
         if all(finding.rule != rule for finding in self.findings):
@@ -160,11 +183,15 @@ class _Examination:
             if self.depth_name in missing and any(name.startswith("depth") for name in others):
                 fix = "Name the depth file with --depth, or as `depth` in the training configuration."
             self._found("files-present", f"{' and '.join(missing)} missing{beside}", fix)
-        foreign = [name for name in others if name not in _KNOWN_NAMES and not _is_another_depth(name)]
+        foreign = [
+            name
+            for name in others
+            if not entries[name].is_file() or (name not in _KNOWN_NAMES and not _is_another_depth(name))
+        ]
         if foreign:
             more = f" and {len(foreign) - 6} more" if len(foreign) > 6 else ""
             self._found("files-known", f"{', '.join(map(repr, foreign[:6]))}{more}")
-        self.present = frozenset(entries)
+        self.present = frozenset(name for name, entry in entries.items() if entry.is_file())
         return not missing
 
     def _stays_inside(self, names: tuple[str, ...], entries: dict[str, os.DirEntry[str]]) -> bool:
@@ -189,8 +216,11 @@ class _Examination:
 
         try:
             meta = read_meta(self._open(META_NAME))
-        except (MoGeError, OSError) as error:
+        except MoGeError as error:
             self._found("meta-readable", _reason(error))
+            return
+        except OSError as error:
+            self._found_unreadable(error)
             return
         unit = meta.get("depth_unit")
         if self.depth_unit is None and isinstance(unit, int | float) and not isinstance(unit, bool) and unit > 0:
@@ -229,10 +259,17 @@ class _Examination:
         for name in (IMAGE_NAME, self.depth_name, *maps):
             try:
                 sizes[name] = read_image_size(self.folder / name)
-            except (MoGeError, OSError) as error:
-                if name not in maps:
-                    rule = "image-decodable" if name == IMAGE_NAME else _depth_rule(error)
-                    self._found(rule, _reason(error), _fix(error))
+            except OSError as error:
+                self._found_unreadable(error)
+            except MoGeError as error:
+                rule = (
+                    "maps-decodable"
+                    if name in maps
+                    else "image-decodable"
+                    if name == IMAGE_NAME
+                    else _depth_rule(error)
+                )
+                self._found(rule, f"{name}: {_reason(error)}" if name in maps else _reason(error), _fix(error))
         if len(set(sizes.values())) > 1:
             told = ", ".join(f"{name} is {width}x{height}" for name, (width, height) in sizes.items())
             self._found("sizes-agree", told)
@@ -260,7 +297,10 @@ class _Examination:
             data = self._read(IMAGE_NAME)
             header = parse_image_header(data, str(self.folder / IMAGE_NAME))
             check_pixel_count(str(self.folder / IMAGE_NAME), header.width, header.height)
-        except (MoGeError, OSError) as error:
+        except OSError as error:
+            self._found_unreadable(error)
+            return None
+        except MoGeError as error:
             self._found_once("image-decodable", error)
             return None
         self.values["image_digest"] = hashlib.sha256(data).hexdigest()[:32]
@@ -284,6 +324,8 @@ class _Examination:
             return None
         if grey.size >= self.settings.min_pixels // factor**2 and grey.size > 1 and float(grey.std()) < 1.0:
             self._found("image-varies", f"every pixel is about {round(float(grey.mean()))} of 255")
+        elif (tail := _grey_tail(grey)) > _MOST_TAIL:
+            self._found("image-varies", f"the lowest {tail:.0%} of the image are one grey, as of a truncated JPEG")
         return grey if header.orientation == 1 else None
 
     def _check_depth(self, grey: npt.NDArray[np.uint8] | None) -> None:
@@ -293,19 +335,45 @@ class _Examination:
         try:
             data = self._read(self.depth_name)
             coded = read_depth_codes(_NamedBytes(data, str(self.folder / self.depth_name)))
-        except (MoGeError, OSError) as error:
+        except OSError as error:
+            self._found_unreadable(error)
+            return
+        except MoGeError as error:
             self._found_once(_depth_rule(error), error)
             return
         self.values["depth_digest"] = hashlib.sha256(data).hexdigest()[:32]
         values = DepthValues.of(coded)
         self.values |= values.statistics()
-        for rule, evidence in judge_values(values, self.settings):
+        unit = None if self.scale_free else self.depth_unit or 1.0
+        for rule, evidence in judge_values(values, self.settings, unit):
             self._found(rule, evidence)
         self._check_density(values.num_known / values.num_pixels, values.num_infinite / values.num_pixels)
         telling = values.num_known >= self.settings.min_pixels and values.levels[-1] > values.levels[0]
         if telling:
             self._check_geometry(coded, grey)
         self._check_unit(telling=telling)
+
+    def _check_maps(self) -> None:
+        """Chunks and checksums of the further maps; decoding them would cost more than all the rest."""
+        from moge_core.io import limits
+        from moge_core.io.files import read_bytes
+        from moge_core.io.png import RGB, parse_png
+
+        for name in _MAP_NAMES:
+            if name not in self.present or any(finding.rule == "maps-decodable" for finding in self.findings):
+                continue
+            path = self.folder / name
+            try:
+                header = parse_png(read_bytes(path, limit=limits.MAX_FILE_BYTES), str(path))
+                limits.check_pixel_count(str(path), header.width, header.height)
+            except OSError as error:
+                self._found_unreadable(error)
+                continue
+            except MoGeError as error:
+                self._found("maps-decodable", f"{name}: {_reason(error)}", _fix(error))
+                continue
+            if name == NORMAL_NAME and (header.bit_depth, header.color_type) != (16, RGB):
+                self._found("maps-decodable", f"{name} is {header.pixel_format}, not 16-bit RGB")
 
     def _check_geometry(self, coded: Any, grey: npt.NDArray[np.uint8] | None) -> None:
         from moge_core.datasets.validation.geometry import (
@@ -315,19 +383,23 @@ class _Examination:
             grid_of,
             judge_registration,
             judge_shape,
+            normalised_grid,
             register,
         )
 
         grid = grid_of(coded)
-        if self.intrinsics is not None and np.isfinite(grid).any():
-            for rule, evidence in judge_shape(count_votes(grid, self.intrinsics), self.settings):
-                self._found(rule, evidence)
-            self.values["camera_height"] = camera_height(grid, self.intrinsics)
-        if grey is not None:
-            registration = register(grey, grid_of(coded, REGISTRATION_GRID))
-            if registration is not None:
-                for rule, evidence in judge_registration(registration, self.settings):
+        # Tiny focal lengths and wide ranges overflow here and there; what is not finite votes for nothing.
+        with np.errstate(all="ignore"):
+            if self.intrinsics is not None and np.isfinite(grid).any():
+                scaled, median = normalised_grid(grid)
+                for rule, evidence in judge_shape(count_votes(scaled, self.intrinsics), self.settings):
                     self._found(rule, evidence)
+                height = camera_height(scaled, self.intrinsics)
+                self.values["camera_height"] = None if height is None else height * median
+            registration = None if grey is None else register(grey, grid_of(coded, REGISTRATION_GRID))
+        if registration is not None:
+            for rule, evidence in judge_registration(registration, self.settings):
+                self._found(rule, evidence)
 
     def _check_density(self, known_share: float, infinite_share: float) -> None:
         dense = known_share + infinite_share
@@ -378,10 +450,13 @@ class _NamedBytes(io.BytesIO):
 def _intrinsics_problem(K: npt.NDArray[np.float64]) -> tuple[str, str] | tuple[str, str, str] | None:
     """Rule, evidence and, where the catalogue's does not fit, fix where a matrix is no normalised camera."""
     text = _camera_text(K)
-    if not np.allclose(K[2], (0, 0, 1), atol=1e-6):
+    # Exactly, as all geometry demands it: what is almost a camera fails there.
+    if (K[2] != (0, 0, 1)).any():
         evidence = f"the last row is {K[2].tolist()}, not [0, 0, 1]"
         is_transposed = np.allclose(K[:, 2], (0, 0, 1), atol=1e-6)
         return "intrinsics-row-major", evidence, "Transpose it." if is_transposed else "Write [0, 0, 1] there."
+    if K[1, 0] != 0:
+        return "intrinsics-row-major", f"K[1][0] is {K[1, 0]:g}, not 0", "Write 0 there."
     if max(abs(K[0, 2]), abs(K[1, 2])) > 2 and max(abs(K[0, 0]), abs(K[1, 1])) > 2:
         return "intrinsics-normalised", f"{text}: these are pixels"
     if K[0, 0] <= 0 or K[1, 1] <= 0:
@@ -393,6 +468,15 @@ def _intrinsics_problem(K: npt.NDArray[np.float64]) -> tuple[str, str] | tuple[s
         fix = "Divide focal lengths by the image size."
         return "intrinsics-normalised", f"{text}: a field of view of {fov:.2g} degrees", fix
     return None
+
+
+def _grey_tail(grey: npt.NDArray[np.uint8]) -> float:
+    """Share of the rows at the bottom that are all of one value, neither black nor white."""
+    if min(grey.shape) < 16 or not 4 < int(grey[-1, 0]) < 251:
+        return 0.0
+    flat = (np.abs(grey.astype(np.int16) - int(grey[-1, 0])) <= 1).all(axis=1)
+    different = np.flatnonzero(~flat)
+    return 1 - (int(different[-1]) + 1) / grey.shape[0] if different.size else 0.0
 
 
 def _camera_text(K: npt.NDArray[np.float64]) -> str:

@@ -144,14 +144,16 @@ def _other_cameras(records: Sequence[InstanceRecord], settings: ValidationSettin
 
 
 def _other_densities(records: Sequence[InstanceRecord], settings: ValidationSettings) -> Judgement:
+    """Far sparser than the others of a part, unless these differ as much among themselves, as LiDAR beside renders."""
+    infinite = {record.path: record.inf_share or 0.0 for record in records}
     for members in _parts(records):
-        known = [(record, record.valid_share) for record in members if record.valid_share]
-        if len(known) < settings.min_siblings:
-            continue
-        typical = float(np.median([share for _, share in known]))
-        for record, share in known:
-            if share < settings.density_outlier * typical and (record.inf_share or 0) < 0.5:
-                yield "density-consistent", record.path, f"{share:.2%} of its pixels are known, {typical:.1%} typically"
+        shares = [record.valid_share or None for record in members]
+        for record, ratio in _ratios(members, shares, settings).items():
+            share = ratio.typical * float(np.exp(ratio.log))
+            sparse = ratio.log < np.log(settings.density_outlier) and ratio.is_outlier
+            if sparse and infinite.get(record, 0.0) < 0.5:
+                evidence = f"{share:.2%} of its pixels are known, {ratio.typical:.1%} typically"
+                yield "density-consistent", record, evidence
 
 
 def _parts(records: Sequence[InstanceRecord]) -> list[list[InstanceRecord]]:

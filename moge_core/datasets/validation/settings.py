@@ -48,7 +48,9 @@ class ValidationSettings(StrictModel):
     saturated_share: float = 0.004
     """Of the known pixels, at exactly the greatest value."""
     sky_gap: float = 1.5
-    """Ratio of the greatest value to the next that makes it a sky's."""
+    """Ratio between what is taken for sky and what lies before it."""
+    sky_from_m: float = 300.0
+    """Metres beyond which what lies behind such a gap is taken for sky, whatever its shape."""
     marker_share: float = 0.0005
     """Of the known pixels, at exactly the depth of a marker."""
     max_levels: int = 256
@@ -73,7 +75,7 @@ class ValidationSettings(StrictModel):
     """Least plausible typical height in a dataset."""
     max_typical_height_m: float = 3.0
     """Greatest plausible typical height: cameras are held, driven or mounted at about the height of eyes."""
-    min_dense_share: float = 0.3
+    min_dense_share: float = 0.5
     """Known or sky pixels that a label type for dense depth needs."""
     dense_labels: tuple[str, ...] = ("synthetic", "A")
     """Label types whose losses need dense depth."""

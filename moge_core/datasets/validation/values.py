@@ -25,13 +25,13 @@ class DepthValues:
     """The finite values of a depth map (H, W), counted.
 
     Attributes:
-        levels: (N,) float32, the distinct finite depths, rising.
+        levels: (N,) float64, the distinct finite depths, rising.
         counts: (N,) how many pixels have each.
         num_pixels: of the map.
         num_infinite: pixels at +Inf.
     """
 
-    levels: npt.NDArray[np.float32]
+    levels: npt.NDArray[np.float64]
     counts: npt.NDArray[np.int64]
     num_pixels: int
     num_infinite: int
@@ -41,12 +41,13 @@ class DepthValues:
         """Count the codes of a map."""
         histogram = np.bincount(coded.codes.ravel(), minlength=INFINITE_CODE + 1)
         present = np.flatnonzero(histogram[UNKNOWN_CODE + 1 : INFINITE_CODE]) + UNKNOWN_CODE + 1
-        return cls(
-            levels=coded.depth_of_code[present],
-            counts=histogram[present],
-            num_pixels=coded.codes.size,
-            num_infinite=int(histogram[INFINITE_CODE]),
-        )
+        levels, counts = coded.depth_of_code[present].astype(np.float64), histogram[present]
+        # Near and far so close together give several codes one value.
+        starts = np.flatnonzero(np.diff(levels, prepend=-1.0))
+        if starts.size < levels.size:
+            counts = np.add.reduceat(counts, starts)
+            levels = levels[starts]
+        return cls(levels, counts, coded.codes.size, int(histogram[INFINITE_CODE]))
 
     @property
     def num_known(self) -> int:
@@ -70,8 +71,14 @@ class DepthValues:
         return float((self.levels[low] + self.levels[high]) / 2)
 
 
-def judge_values(values: DepthValues, settings: ValidationSettings) -> Iterator[tuple[str, str]]:
-    """(rule, evidence) for each rule about values that a map breaks."""
+def judge_values(values: DepthValues, settings: ValidationSettings, unit: float | None) -> Iterator[tuple[str, str]]:
+    """(rule, evidence) for each rule about values that a map breaks.
+
+    Args:
+        values: of the map.
+        settings: thresholds.
+        unit: metres a unit of depth; None where depth has no unit.
+    """
     if values.num_known == 0:
         share = values.num_infinite / values.num_pixels
         yield "depth-known", f"all pixels are unknown or infinitely far ({share:.0%} infinite)"
@@ -87,7 +94,7 @@ def judge_values(values: DepthValues, settings: ValidationSettings) -> Iterator[
     if values.levels[-1] < values.levels[0] * settings.min_level_ratio:
         yield "depth-varies", f"every known pixel is at {values.levels[0]:.6g}"
         return
-    wall = _wall(values, settings)
+    wall = _wall(values, settings) or _sky(values, settings, unit)
     if wall is not None:
         yield wall
     yield from _coarseness(values, settings)
@@ -111,6 +118,24 @@ def _wall(values: DepthValues, settings: ValidationSettings) -> tuple[str, str] 
     if far >= settings.sky_gap * float(body):
         return "sky-infinite", f"{told}, and 99.5 % of the rest is nearer than {float(body):.4g}"
     return "depth-unsaturated", told
+
+
+def _sky(values: DepthValues, settings: ValidationSettings, unit: float | None) -> tuple[str, str] | None:
+    """Pixels far behind a gap that no surface bridges: at nearly one depth, or farther than surfaces are seen."""
+    levels, counts = values.levels, values.counts
+    behind = np.cumsum(counts[::-1])[::-1] / values.num_known
+    wide = (levels[1:] >= settings.sky_gap * levels[:-1]) & (behind[1:] >= 0.01) & (behind[1:] <= 0.9)
+    if not wide.any():
+        return None
+    first = int(np.flatnonzero(wide)[-1]) + 1
+    nearest, farthest = float(levels[first]), float(levels[-1])
+    gap = nearest / float(levels[first - 1])
+    one_depth = farthest < 1.01 * nearest and gap >= 2 * settings.sky_gap
+    far_away = unit is not None and nearest * unit >= settings.sky_from_m
+    if not (one_depth or far_away):
+        return None
+    told = f"{behind[first]:.1%} of the known pixels are at {nearest:.5g} to {farthest:.5g}"
+    return "sky-infinite", f"{told}, {gap:.1f} times as far as anything before them"
 
 
 def _marker(values: DepthValues, settings: ValidationSettings) -> str | None:
@@ -140,8 +165,14 @@ def _coarseness(values: DepthValues, settings: ValidationSettings) -> Iterator[t
     widening = float(np.median(gaps[-third:])) / float(np.median(gaps[:third]))
     farther = float(np.median(values.levels[-third:])) / float(np.median(values.levels[:third]))
     even = widening < farther**1.3
-    if num_levels <= settings.max_levels and even and values.num_known >= 16 * num_levels:
-        yield "depth-levels", f"{num_levels} different depths, evenly spaced, in {values.num_known} pixels"
+    if num_levels <= settings.max_levels and values.num_known >= 16 * num_levels:
+        if even:
+            yield "depth-levels", f"{num_levels} different depths, evenly spaced, in {values.num_known} pixels"
+        elif _is_8_bit_disparity(values.levels):
+            yield (
+                "depth-levels",
+                f"{num_levels} different depths in {values.num_known} pixels, those of 8-bit disparities",
+            )
     steps = gaps / values.levels[:-1]
     coarse = steps > settings.max_step
     weights = values.counts[:-1] + values.counts[1:]
@@ -151,3 +182,13 @@ def _coarseness(values: DepthValues, settings: ValidationSettings) -> Iterator[t
             f"{share:.0%} of the pixels are at depths whose neighbouring values are {settings.max_step:.0%} apart"
         )
         yield "depth-steps", f"{evidence} or more"
+
+
+def _is_8_bit_disparity(levels: npt.NDArray[np.float64]) -> bool:
+    """Whether 1/depth takes whole multiples, up to 255, of one step. Structured light is offset by part of a step."""
+    inverse = 1 / levels[::-1]
+    step = float(np.median(np.diff(inverse)))
+    # The step itself is known to half a level over the whole range only.
+    multiples = inverse / (inverse[-1] / max(1, round(float(inverse[-1]) / step)))
+    off = np.abs(multiples - np.round(multiples))
+    return levels.size >= 8 and float(multiples[-1]) <= 255.5 and float(off.mean()) < 0.06

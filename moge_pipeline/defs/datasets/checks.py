@@ -23,13 +23,16 @@ CHECKS: Mapping[str, tuple[str, frozenset[str]]] = {
                 "inside-root",
                 "listable-path",
                 "folder-readable",
+                "files-readable",
             }
         ),
     ),
     "sizes_agree": ("Image and depth map of an instance have the same width and height.", frozenset({"sizes-agree"})),
     "depth_decodable": (
         "Images and depth maps can be decoded, and a depth map knows at least one depth.",
-        frozenset({"depth-decodable", "depth-16-bit", "depth-has-range", "depth-known", "image-decodable"}),
+        frozenset(
+            {"depth-decodable", "depth-16-bit", "depth-has-range", "depth-known", "image-decodable", "maps-decodable"}
+        ),
     ),
     "intrinsics_normalised": (
         "meta.json holds intrinsics relative to the image's size.",
