@@ -146,6 +146,23 @@ def test_each_frame_has_its_own_camera_where_there_are_many(tmp_path: Path) -> N
         check_camera(out / f"a/{i:06d}", (36.0 + i, 35.0 + i, 20.25, 13.5), W, H)
 
 
+@pytest.mark.parametrize("count", [3, 4, 5])
+def test_rows_of_fx_fy_cx_cy_are_one_camera_a_frame_even_of_four_frames(tmp_path: Path, count: int) -> None:
+    rows = np.array([(36.0 + i, 35.0 + i, 20.25, 13.5) for i in range(count)])
+    out = import_arrays(save(tmp_path / "a.npz", {**frames(count), "intrinsics": rows}), tmp_path / "out").out_dir
+    for i in range(count):
+        check_camera(out / f"a/{i:06d}", (36.0 + i, 35.0 + i, 20.25, 13.5), W, H)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_one_matrix_of_four_rows_stays_the_camera_of_four_frames(tmp_path: Path, transposed: bool) -> None:
+    matrix = np.eye(4)
+    matrix[:3, :3] = K.T if transposed else K
+    out = import_arrays(save(tmp_path / "a.npz", {**frames(4), "intrinsics": matrix}), tmp_path / "out").out_dir
+    for i in range(4):
+        check_camera(out / f"a/{i:06d}", CAMERA, W, H)
+
+
 def test_names_and_meanings_can_be_said(tmp_path: Path) -> None:
     z = plane_z(W, H, CAMERA)
     distance = np.round(ray_distance(z, CAMERA) * 5000).astype(np.uint16)

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from moge_core.datasets import RULES, validate_dataset
+from moge_core.datasets import RULES, index_dataset, validate_dataset
 from moge_core.datasets.validation import examine_instance
 from moge_core.errors import DatasetError, MissingIndexError
 from moge_core.io import write_depth
@@ -171,3 +171,28 @@ def test_each_bad_line_of_a_list_is_a_finding_and_the_others_are_checked(
         ("files-present", "error"),
     ]
     assert findings[0].instance == f"{data / '.index.txt'}:2"
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({}, {("loop", "inside-root", "warning"), ("stray", "files-present", "error")}),
+        ({"off": ["inside-root"]}, {("stray", "files-present", "error")}),
+        (
+            {"severities": {"inside-root": "error", "files-present": "warning"}},
+            {("loop", "inside-root", "error"), ("stray", "files-present", "warning")},
+        ),
+        ({"off": ["inside-root", "files-present"]}, set()),
+    ],
+)
+def test_index_and_validation_judge_a_scan_by_the_same_settings(
+    data: Path, write_instance: Write, settings: dict[str, object], told: set[tuple[str, str, str]]
+) -> None:
+    write_instance("good")
+    (data / "loop").symlink_to(data)
+    (data / "stray").mkdir()
+    shutil.copy(data / "good" / "image.jpg", data / "stray" / "image.jpg")
+    (data / ".moge").mkdir()
+    (data / ".moge" / "validation.json").write_text(json.dumps(settings))
+    for findings in (validate_dataset(data), index_dataset(data).findings):
+        assert {(finding.instance, finding.rule, finding.severity) for finding in findings} == told

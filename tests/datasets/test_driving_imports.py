@@ -234,6 +234,8 @@ def edit_json(path: Path, edit: Callable[[Any], None]) -> None:
         ("scene_abc.json", lambda scene: scene["samples"][0]["datum_keys"].remove("l"), "no sweep"),
         ("scene_abc.json", lambda scene: scene["data"][1]["datum"]["image"].update(filename="../x.png"), "inside"),
         ("scene_abc.json", lambda scene: scene["samples"][0].update(calibration_key="none"), "no such file"),
+        ("scene_abc.json", lambda scene: scene["samples"][0].update(calibration_key=["c"]), "calibration_key"),
+        ("calibration/c.json", lambda value: value.update(names=[[1], "CAMERA_01"]), "names must be a list of strings"),
         ("calibration/c.json", lambda value: value["intrinsics"][1].update(k1=-0.2), "distortion in k1"),
         ("calibration/c.json", lambda value: value["intrinsics"][1].update(skew=3.0), "skew"),
         ("calibration/c.json", lambda value: value.update(names=["LIDAR", "other"]), "CAMERA_01"),
@@ -261,6 +263,50 @@ def test_a_dgp_scene_that_is_none_is_named_and_the_others_go_on(tmp_path: Path, 
     assert report.instances == ["good/CAMERA_01/120"]
     assert [finding.instance for finding in report.skipped] in ([], ["bad"])
     assert bool(report.skipped) == ("samples" not in text or "{}" in text)
+
+
+@pytest.mark.parametrize(
+    ("edit", "evidence"),
+    [
+        (lambda scene: scene["samples"][0].update(datum_keys=5), "datum_keys"),
+        (lambda scene: scene["samples"][0].update(datum_keys=[[1]]), "datum_keys"),
+        (lambda scene: scene["samples"][0].update(datum_keys={"l": 1}), "datum_keys"),
+        (lambda scene: scene["data"][0].update(key=[1]), "key must be a string"),
+        (lambda scene: scene["data"][1]["id"].update(name={"a": 1}), "id.name must be a string"),
+    ],
+)
+def test_keys_of_a_dgp_scene_that_are_no_strings_are_named_and_the_others_go_on(
+    tmp_path: Path, edit: Callable[[Any], None], evidence: str
+) -> None:
+    for name in ("good", "bad"):
+        driving.write_dgp_scene(tmp_path / "dgp" / name)
+    edit_json(tmp_path / "dgp" / "bad" / "scene_abc.json", edit)
+    report = import_dgp(tmp_path / "dgp", tmp_path / "out")
+    assert report.instances == ["good/CAMERA_01/120"]
+    (finding,) = report.skipped
+    assert finding.instance == "bad"
+    assert evidence in finding.evidence
+    assert "scene_abc.json" in finding.evidence
+
+
+@pytest.mark.parametrize("value", [["a"], {"a": 1}, 5, None])
+@pytest.mark.parametrize(
+    ("table", "token"),
+    [
+        ("calibrated_sensor", "sensor_token"),
+        ("sample", "scene_token"),
+        ("sample_data", "calibrated_sensor_token"),
+        ("sample_data", "sample_token"),
+        ("sample_data", "ego_pose_token"),
+    ],
+)
+def test_tokens_of_nuscenes_that_are_no_strings_are_refused_with_the_table(
+    tmp_path: Path, table: str, token: str, value: Any
+) -> None:
+    driving.write_nuscenes(tmp_path / "nuscenes")
+    edit_json(tmp_path / "nuscenes/v1.0-mini" / f"{table}.json", lambda rows: rows[0].update({token: value}))
+    with pytest.raises(FormatError, match=rf"{table}\.json.*{token}"):
+        import_nuscenes(tmp_path / "nuscenes", tmp_path / "out")
 
 
 def test_nuscenes_points_go_from_the_car_of_one_moment_to_that_of_the_other(tmp_path: Path) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from driving import Array, Box, measure
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from moge_core.datasets.importers import occlusion
 from moge_core.datasets.importers.occlusion import hidden_returns
 from moge_core.datasets.importers.projection import project_points
 
@@ -107,6 +110,51 @@ def test_without_the_sensors_place_a_far_return_inside_a_near_surface_goes_all_t
     points = np.vstack([surface, behind])
     uv, _ = in_picture(points)
     assert np.flatnonzero(hidden(points, uv, None)).tolist() == [len(surface), len(surface) + 1]
+
+
+LAYOUTS = {
+    "spread": lambda rng, num: rng.uniform((-600, -180), (600, 180), (num, 2)),
+    "within four pixels": lambda rng, num: rng.uniform(-2, 2, (num, 2)),
+    "one place": lambda rng, num: np.zeros((num, 2)),
+    "one line": lambda rng, num: np.stack([rng.uniform(-600, 600, num), np.zeros(num)], axis=-1),
+    "a heap": lambda rng, num: rng.normal(0, 30, (num, 2)),
+    "tenfold": lambda rng, num: rng.uniform((-600, -180), (600, 180), (num // 10, 2)).repeat(10, axis=0),
+}
+
+
+@pytest.mark.parametrize("sensor", [None, (0.3, -0.5, 0.0)])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_work_does_not_grow_with_how_returns_crowd(
+    layout: str, sensor: tuple[float, float, float] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_pairs = 0
+    inner = occlusion._pairs_of
+
+    def count(*arguments: Any) -> Any:
+        nonlocal num_pairs
+        pairs = inner(*arguments)
+        num_pairs += len(pairs.place)
+        return pairs
+
+    monkeypatch.setattr(occlusion, "_pairs_of", count)
+    rng = np.random.default_rng(0)
+    num = 20_000
+    uv = LAYOUTS[layout](rng, num)
+    z = rng.uniform(10, 50, len(uv))
+    points = np.stack([uv[:, 0] / 700 * z, uv[:, 1] / 700 * z, z], axis=-1)
+    place = None if sensor is None else np.array(sensor)
+    hidden_returns(points, uv, 1242 * 375, (700.0, 700.0), place)
+    # Of all pairs there are 400 million.
+    assert num_pairs <= 3 * 144 * num
+
+
+def test_a_return_behind_a_dense_surface_goes_however_dense_it_is() -> None:
+    for spacing in (0.05, 0.01):
+        across, down = np.meshgrid(np.arange(-1, 1, spacing), np.arange(-1, 1, spacing))
+        surface = np.stack([across.ravel(), down.ravel(), np.full(across.size, 5.0)], axis=-1)
+        points = np.vstack([surface, surface[:50] * 0 + [0, 0, 5.0], np.array([[0.11, 0.07, 5.0]]) * 4])
+        uv, _ = in_picture(points)
+        assert np.flatnonzero(hidden(points, uv, None)).tolist() == [len(points) - 1]
 
 
 @pytest.mark.parametrize("num", [0, 1, 2, 3])

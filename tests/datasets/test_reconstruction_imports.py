@@ -295,6 +295,18 @@ def test_damaged_text_models_are_refused_with_the_file(tmp_path: Path, name: str
         exhaust(read(tmp_path / name))
 
 
+@pytest.mark.parametrize("second", [None, "1.5 2.5", "1 2 x"])
+def test_images_without_their_second_lines_are_refused_with_the_line(tmp_path: Path, second: str | None) -> None:
+    first = [" ".join(map(str, (number, *POSE, *SHIFT, 7, f"{number:04d} {number}.jpg"))) for number in range(6)]
+    lines = ["# list", *(line for image in first for line in ([image] if second is None else [image, second]))]
+    path = tmp_path / "images.txt"
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(FormatError, match=r"images\.txt, line 3.*keypoints of 0000 0\.jpg"):
+        list(read_images(path))
+    path.write_text("\n".join(["# list", first[0], "", first[1], "1 2 3 " * 40, first[2]]))
+    assert [image.points_bytes > 9 for image in read_images(path)] == [False, True, False]
+
+
 def test_a_second_colmap_run_does_only_what_is_new_and_a_changed_model_is_read_anew(
     workspace: Path, tmp_path: Path
 ) -> None:

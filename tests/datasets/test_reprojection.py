@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from moge_core.datasets import validate_dataset
+import moge_core.datasets.index as index_module
+from moge_core.datasets import index_dataset, validate_dataset
 from moge_core.io import write_depth, write_image, write_meta
 
 WIDTH, HEIGHT, FOCAL = 96, 72, 70.0
@@ -55,6 +56,16 @@ def write_scene(root: Path, change: Any = lambda depth: depth, poses: list[Any] 
 
 def reprojecting(root: Path) -> list[str]:
     return [finding.evidence for finding in validate_dataset(root) if finding.rule == "reprojects"]
+
+
+def test_index_and_validation_find_the_same_and_index_remembers_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_scene(tmp_path, lambda depth: depth / 5)
+    first = index_dataset(tmp_path).findings
+    assert [finding.evidence for finding in first if finding.rule == "reprojects"] == reprojecting(tmp_path) != []
+    monkeypatch.setattr(index_module, "check_reprojection", lambda *_: pytest.fail("nothing has changed"))
+    assert index_dataset(tmp_path).findings == first
 
 
 def test_frames_that_see_one_world_are_left_in_peace(tmp_path: Path) -> None:

@@ -85,6 +85,20 @@ def test_a_baseline_or_doffs_that_is_given_goes_before_the_calibration(tmp_path:
     assert any("below 1 mm" in note for note in import_stereo(tmp_path / "scene", tmp_path / "out").notes)
 
 
+def test_doffs_of_a_calibration_for_another_size_are_made_those_of_the_map(tmp_path: Path) -> None:
+    z = some_depth()
+    known = write_scene(tmp_path / "scene", z, baseline=0.2, doffs=4.0)
+    calib = tmp_path / "scene" / "calib.txt"
+    # A pixel-space cx counts from the centre of the first pixel.
+    larger = np.array([[2 * F, 0, 2 * K[0, 2] + 0.5], [0, 2 * K[1, 1], 2 * K[1, 2] + 0.5], [0, 0, 1]])
+    matrix = "; ".join(" ".join(f"{value:g}" for value in row) for row in larger)
+    lines = [f"cam0=[{matrix}]", "doffs=8.0", "baseline=200", f"width={2 * W}", f"height={2 * H}"]
+    calib.write_text("\n".join(lines))
+    check(import_stereo(tmp_path / "scene", tmp_path / "out"), "scene", known)
+    # What is given is in pixels of the map.
+    check(import_stereo(tmp_path / "scene", tmp_path / "out", doffs=4.0), "scene", known)
+
+
 def test_eth3d_masks_keep_what_one_camera_alone_sees_and_drop_what_nobody_measured(tmp_path: Path) -> None:
     folder = tmp_path / "delivery_area_1l"
     z = some_depth()

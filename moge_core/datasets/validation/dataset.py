@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from moge_core.datasets.layout import (
@@ -83,7 +84,7 @@ def listed_instances(root: Path, index_name: str, settings: ValidationSettings) 
     if index_name == INDEX_NAME and not index_path(root, index_name).exists():
         instances, findings = scan_instances(root)
         if instances:
-            return instances, _kept(findings, settings)
+            return instances, apply_settings(findings, settings)
     named: list[str] = []
     problems: list[Finding | None] = []
     for line, problem in check_index(root, index_name):
@@ -92,12 +93,8 @@ def listed_instances(root: Path, index_name: str, settings: ValidationSettings) 
         else:
             problems.append(finding_of("list-entry", problem.where, problem.found, settings, problem.fix))
     findings = [finding for finding in problems if finding is not None] + find_repeated(named, index_name, settings)
-    held = read_quarantine(root)
-    for instance in dict.fromkeys(named):
-        if instance in held:
-            finding = finding_of("not-quarantined", instance, f"put aside because: {held[instance]}", settings)
-            findings += [finding] if finding is not None else []
-    return list(dict.fromkeys(named)), findings
+    instances = list(dict.fromkeys(named))
+    return instances, findings + find_put_aside(instances, read_quarantine(root), settings)
 
 
 def find_repeated(instances: Sequence[str], index_name: str, settings: ValidationSettings) -> list[Finding]:
@@ -113,5 +110,22 @@ def find_repeated(instances: Sequence[str], index_name: str, settings: Validatio
     return [] if finding is None else [finding]
 
 
-def _kept(findings: Sequence[Finding], settings: ValidationSettings) -> list[Finding]:
-    return [finding for finding in findings if finding.rule not in settings.off]
+def find_put_aside(
+    instances: Sequence[str], quarantined: Mapping[str, str], settings: ValidationSettings
+) -> list[Finding]:
+    """A warning for each instance of a list that is in quarantine; `quarantined` says why."""
+    told = (
+        finding_of("not-quarantined", instance, f"put aside because: {quarantined[instance]}", settings)
+        for instance in instances
+        if instance in quarantined
+    )
+    return [finding for finding in told if finding is not None]
+
+
+def apply_settings(findings: Sequence[Finding], settings: ValidationSettings) -> list[Finding]:
+    """Findings of a scan without the rules that are off, with the severities that the settings give the others."""
+    return [
+        replace(finding, severity=settings.severities.get(finding.rule, finding.severity))
+        for finding in findings
+        if finding.rule not in settings.off
+    ]

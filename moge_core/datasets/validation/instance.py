@@ -39,6 +39,8 @@ _DECODER_ERRORS = (MoGeError, OSError, ArithmeticError, LookupError, MemoryError
 # Rights and links can be mended without a file's size or time changing: such instances are read again each time.
 _NOT_OF_CONTENTS = frozenset({"files-readable", "folder-readable", "inside-root"})
 _MOST_TAIL = 0.15
+# Depth in fewer different steps is made of terraces, whose shape says nothing.
+_LEAST_LEVELS = 64
 _FINEST_IMAGE = 160  # longer side of the picture that edges are looked for in; JPEG decodes to about that size
 
 
@@ -350,7 +352,7 @@ class _Examination:
         self._check_density(values.num_known / values.num_pixels, values.num_infinite / values.num_pixels)
         telling = values.num_known >= self.settings.min_pixels and values.levels[-1] > values.levels[0]
         if telling:
-            self._check_geometry(coded, grey)
+            self._check_geometry(coded, grey, has_shape=values.levels.size >= _LEAST_LEVELS)
         self._check_unit(telling=telling)
 
     def _check_maps(self) -> None:
@@ -375,7 +377,7 @@ class _Examination:
             if name == NORMAL_NAME and (header.bit_depth, header.color_type) != (16, RGB):
                 self._found("maps-decodable", f"{name} is {header.pixel_format}, not 16-bit RGB")
 
-    def _check_geometry(self, coded: Any, grey: npt.NDArray[np.uint8] | None) -> None:
+    def _check_geometry(self, coded: Any, grey: npt.NDArray[np.uint8] | None, *, has_shape: bool) -> None:
         from moge_core.datasets.validation.geometry import (
             REGISTRATION_GRID,
             camera_height,
@@ -390,7 +392,7 @@ class _Examination:
         grid = grid_of(coded)
         # Tiny focal lengths and wide ranges overflow here and there; what is not finite votes for nothing.
         with np.errstate(all="ignore"):
-            if self.intrinsics is not None and np.isfinite(grid).any():
+            if has_shape and self.intrinsics is not None and np.isfinite(grid).any():
                 scaled, median = normalised_grid(grid)
                 for rule, evidence in judge_shape(count_votes(scaled, self.intrinsics), self.settings):
                     self._found(rule, evidence)

@@ -30,6 +30,9 @@ def compare_instances(records: Sequence[InstanceRecord], settings: ValidationSet
 # Copies that are named one by one. Where a whole dataset is a copy, a list of it helps nobody.
 _MOST_COPIES = 1000
 
+# Instances of a folder that are compared among themselves.
+_LEAST_PART = 5
+
 # Instances that show a floor before the dataset's typical camera height is judged.
 _LEAST_HEIGHTS = 3
 
@@ -146,7 +149,7 @@ def _other_cameras(records: Sequence[InstanceRecord], settings: ValidationSettin
 def _other_densities(records: Sequence[InstanceRecord], settings: ValidationSettings) -> Judgement:
     """Far sparser than the others of a part, unless these differ as much among themselves, as LiDAR beside renders."""
     infinite = {record.path: record.inf_share or 0.0 for record in records}
-    for members in _parts(records):
+    for members in _parts(records, by_scene=True):
         shares = [record.valid_share or None for record in members]
         for record, ratio in _ratios(members, shares, settings).items():
             share = ratio.typical * float(np.exp(ratio.log))
@@ -156,13 +159,13 @@ def _other_densities(records: Sequence[InstanceRecord], settings: ValidationSett
                 yield "density-consistent", record, evidence
 
 
-def _parts(records: Sequence[InstanceRecord]) -> list[list[InstanceRecord]]:
-    """Instances that may be compared: those of one top folder where it has enough, for it is often one source."""
+def _parts(records: Sequence[InstanceRecord], *, by_scene: bool = False) -> list[list[InstanceRecord]]:
+    """Instances that may be compared: those of one top folder (or of one scene), and the rest of small ones together."""
     groups: dict[str, list[InstanceRecord]] = defaultdict(list)
     for record in records:
-        groups[PurePosixPath(record.path).parts[0]].append(record)
-    large = [members for members in groups.values() if len(members) >= 5]
-    rest = [record for members in groups.values() if len(members) < 5 for record in members]
+        groups[_scene(record.path) if by_scene else PurePosixPath(record.path).parts[0]].append(record)
+    large = [members for members in groups.values() if len(members) >= _LEAST_PART]
+    rest = [record for members in groups.values() if len(members) < _LEAST_PART for record in members]
     return [*large, rest] if rest else large
 
 
