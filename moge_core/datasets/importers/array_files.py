@@ -29,8 +29,18 @@ import numpy.typing as npt
 
 from moge_core.datasets.importers.array_sources import SUFFIXES, ArrayInfo, Arrays, Slabs, open_arrays
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics, intrinsics_from_matrix, parse_intrinsics
-from moge_core.datasets.importers.records import DepthKind, Read, Record, Stored, StoredDepth, finding_of
-from moge_core.datasets.importers.writing import ImportReport, ImportSettings, Resolution, check_folders, run_import
+from moge_core.datasets.importers.records import (
+    DepthKind,
+    ImportSettings,
+    Read,
+    Record,
+    Resolution,
+    Stored,
+    StoredDepth,
+    finding_of,
+)
+from moge_core.datasets.importers.source_files import each_once, walk
+from moge_core.datasets.importers.writing import ImportReport, check_folders, run_import
 from moge_core.datasets.layout import Finding, Progress
 from moge_core.errors import DatasetError, FormatError, InputError, MoGeError
 
@@ -116,16 +126,13 @@ def _sources(source: Path, out: Path) -> list[Path]:
         return [source]
     if not source.is_dir():
         raise DatasetError(source, f"must be one of {', '.join(sorted(SUFFIXES))}, or a folder of them", found="a file")
-    found = []
-    for path in sorted(source.rglob("*")):
-        inside = any(parent.suffix.lower() == ".zarr" for parent in path.relative_to(source).parents)
-        hidden = any(part.startswith(".") for part in path.relative_to(source).parts)
-        is_kind = path.suffix.lower() in SUFFIXES and path.is_dir() == (path.suffix.lower() == ".zarr")
-        if is_kind and not inside and not hidden and not path.is_relative_to(out):
-            found.append(path)
+    folders = each_once(list(walk(source, exclude=out, closed=".zarr")), source)
+    found = [folder.path for folder in folders if folder.path.suffix.lower() == ".zarr"]
+    files = (folder.path / name for folder in folders for name in folder.files)
+    found += [path for path in files if path.suffix.lower() in SUFFIXES - {".zarr"}]
     if not found:
         raise DatasetError(source, f"must hold files of {', '.join(sorted(SUFFIXES))}", found="none of them")
-    return found
+    return sorted(found)
 
 
 def _records(
@@ -223,6 +230,8 @@ class _Frames:
         where = f"{self.arrays.path}: {self.intrinsics_key}"
         values = np.asarray(self.intrinsics, np.float64)
         shape = values.shape[-2:] if values.shape[-2:] in {(3, 3), (4, 4)} else values.shape[-1:]
+        if values.shape == (4, 4) and self.count == 4 and not _is_homogeneous(values):
+            shape = (4,)
         if shape not in {(3, 3), (4, 4), (4,)} or values.ndim > len(shape) + 1:
             raise FormatError(where, "must be (3, 3), (4, 4) or (4,), one or one a frame", found=values.shape)
         if values.ndim > len(shape):
@@ -244,6 +253,11 @@ class _Frames:
         K[:2, 2] -= 0.5
         note = "Intrinsics were taken as normalised by the size of the image, because fx < 10."
         return replace(intrinsics_from_matrix(K, where), size=self.image_size), (note,)
+
+
+def _is_homogeneous(matrix: npt.NDArray[np.float64]) -> bool:
+    """Whether a (4, 4) is one matrix, and not four rows of fx, fy, cx, cy."""
+    return np.array_equal(matrix[3], (0, 0, 0, 1))
 
 
 def _usual(arrays: Arrays, what: str) -> str | None:
@@ -274,12 +288,15 @@ def _to_rgb(values: npt.NDArray[Any], where: str) -> npt.NDArray[np.uint8]:
     if values.dtype == np.uint8:
         return np.ascontiguousarray(values)
     if values.dtype == np.uint16:
-        return np.rint(values / 257).astype(np.uint8)
+        # Rounded, without a copy in floating point.
+        return (values // 257 + (values % 257 > 128)).astype(np.uint8)
     if values.dtype.kind != "f":
         raise FormatError(where, "must be uint8, uint16 or floats from 0 to 1", found=values.dtype)
     least, greatest = float(np.nanmin(values, initial=0)), float(np.nanmax(values, initial=0))
     if least < 0 or greatest > 1.001:
         found = f"{least:g} to {greatest:g}"
         raise FormatError(where, "must be floats from 0 to 1", found=found, fix="Divide by 255, or save as uint8.")
-    image: npt.NDArray[np.uint8] = np.rint(255 * np.clip(np.nan_to_num(values), 0, 1)).astype(np.uint8)
+    image = np.empty(values.shape, np.uint8)
+    for pixels, row in zip(image, values, strict=True):
+        pixels[:] = np.rint(255 * np.clip(np.nan_to_num(row), 0, 1))
     return image

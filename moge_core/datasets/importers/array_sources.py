@@ -24,7 +24,14 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from moge_core.datasets.importers.arrays import check_bytes, npz_headers, open_npz, read_npy_header, require
+from moge_core.datasets.importers.arrays import (
+    check_array,
+    check_bytes,
+    npz_headers,
+    open_npz,
+    read_npy_header,
+    require,
+)
 from moge_core.errors import FormatError, MoGeError
 
 SUFFIXES = frozenset({".npz", ".h5", ".hdf5", ".zarr"})
@@ -125,10 +132,10 @@ class Arrays(ABC):
 
         Raises:
             FormatError: no such array, or damaged.
-            ImageTooLargeError: more bytes than `limits.MAX_FILE_BYTES`.
+            ImageTooLargeError: see `check_array`.
         """
         info = self._described(key)
-        check_bytes(info.shape, info.dtype, f"{self.path}: {key}")
+        check_array(info.shape, info.dtype, f"{self.path}: {key}")
         with self._reading:
             return self._read(key, 0, info.shape[0])
 
@@ -137,13 +144,13 @@ class Arrays(ABC):
 
         Raises:
             FormatError: no such array, no such frame, or damaged.
-            ImageTooLargeError: more bytes than `limits.MAX_FILE_BYTES`.
+            ImageTooLargeError: see `check_array`.
         """
         info = self._described(key)
         where = f"{self.path}: {key}"
         if not 0 <= index < info.shape[0]:
             raise FormatError(where, f"must have a frame {index}", found=f"the shape {info.shape}")
-        check_bytes(info.shape[1:], info.dtype, where)
+        check_array(info.shape[1:], info.dtype, where)
         frame_bytes = max(1, math.prod(info.shape[1:]) * info.dtype.itemsize)
         together = max(1, min(info.frames_together, _SLAB_BYTES // frame_bytes))
         start = index - index % together

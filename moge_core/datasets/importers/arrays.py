@@ -1,14 +1,15 @@
 """Arrays in the files that publish depth: PNG and PGM of 8 or 16 bits, TIFF, PFM, NPY, NPZ, OpenEXR, HDF5.
 
-Every reader looks at the header first and refuses what would not fit into memory.
+Every reader looks at the header first and refuses more pixels than an image may have, and more bytes than the largest
+image in RGB takes: an HDF5 file of a kilobyte can announce gigabytes of one fill value.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import re
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +24,10 @@ from moge_core.errors import FormatError, ImageTooLargeError, MissingDependencyE
 from moge_core.io import limits
 
 # Keyword, width, height, scale, each followed by one blank; a negative scale says that the least byte comes first.
-_PFM_HEADER = re.compile(rb"(P[Ff])\s+(\d+)\s+(\d+)\s+(-?[0-9.eE+-]+)\s")
+# Files that went through Windows have two bytes for the last blank.
+_PFM_HEADER = re.compile(rb"(P[Ff])\s+(\d+)\s+(\d+)\s+(-?[0-9.eE+-]+)(?:\r\n|\s)")
+# What NumPy can hold.
+_MAX_SIZE, _MAX_DIMENSIONS = (1 << 63) - 1, 32
 
 
 def read_array(path: Path) -> npt.NDArray[Any]:
@@ -50,17 +54,38 @@ def read_pfm(path: Path) -> npt.NDArray[np.float32]:
         FormatError: no grey PFM, or truncated.
     """
     with path.open("rb") as file:
-        match = _PFM_HEADER.match(file.read(128))
-        if match is None or match[1] != b"Pf":
-            raise FormatError(path, "must be a grey portable float map, Pf", found="another header")
-        width, height = int(match[2]), int(match[3])
-        limits.check_pixel_count(str(path), width, height)
-        file.seek(match.end())
-        data = file.read(4 * width * height)
-    if len(data) < 4 * width * height:
+        match, width, height = _pfm_header(file, path)
+        needed, there = 4 * width * height, os.fstat(file.fileno()).st_size - match.end()
+        # A lone \r may be the blank, and \n the first byte of the pixels.
+        start = match.end() - 1 if there == needed - 1 and match[0].endswith(b"\r\n") else match.end()
+        if there != needed and start == match.end():
+            rule = "must not be truncated" if there < needed else "must end with its pixels"
+            raise FormatError(path, rule, found=f"{there:,} bytes of pixels for {width}x{height}")
+        file.seek(start)
+        data = file.read(needed)
+    if len(data) < needed:
         raise FormatError(path, "must not be truncated", found=f"{len(data):,} bytes of pixels for {width}x{height}")
     values = np.frombuffer(data, "<f4" if match[4].startswith(b"-") else ">f4").reshape(height, width)
-    return np.ascontiguousarray(values[::-1]).astype(np.float32)
+    return values[::-1].astype(np.float32, order="C")
+
+
+def pfm_size(path: Path) -> tuple[int, int]:
+    """(width, height) of a grey portable float map, from its header.
+
+    Raises:
+        FormatError: no grey PFM.
+    """
+    with path.open("rb") as file:
+        return _pfm_header(file, path)[1:]
+
+
+def _pfm_header(file: IO[bytes], path: Path) -> tuple[re.Match[bytes], int, int]:
+    match = _PFM_HEADER.match(file.read(128))
+    if match is None or match[1] != b"Pf":
+        raise FormatError(path, "must be a grey portable float map, Pf", found="another header")
+    width, height = int(match[2]), int(match[3])
+    check_array((height, width), np.dtype(np.float32), str(path))
+    return match, width, height
 
 
 def read_npy(path: Path) -> npt.NDArray[Any]:
@@ -68,9 +93,10 @@ def read_npy(path: Path) -> npt.NDArray[Any]:
 
     Raises:
         FormatError: damaged, or objects.
+        ImageTooLargeError: see `check_array`.
     """
     with path.open("rb") as file:
-        return _read_npy(file, str(path))
+        return _read_npy(file, str(path), os.fstat(file.fileno()).st_size)
 
 
 @dataclass(frozen=True)
@@ -115,6 +141,7 @@ def read_npz(path: Path, key: str | None = None) -> npt.NDArray[Any]:
 
     Raises:
         FormatError: no such array, several without a key, damaged, or objects.
+        ImageTooLargeError: see `check_array`.
     """
     with open_npz(path) as archive:
         names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
@@ -132,9 +159,9 @@ def open_npz(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
         with zipfile.ZipFile(path) as archive:
             yield archive
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
-        if isinstance(error, MoGeError):
-            raise
+    except MoGeError:
+        raise
+    except Exception as error:  # whatever damage makes of zipfile and of zlib, bz2 and lzma behind it
         raise FormatError(path, "must be a readable NPZ file", found=error) from error
 
 
@@ -142,7 +169,8 @@ def read_hdf5(path: Path, key: str | None = None, index: int | None = None) -> n
     """One dataset of an HDF5 file (MATLAB's version 7.3 is one), or one entry along its first axis.
 
     Raises:
-        FormatError: no such dataset, several without a key, or damaged.
+        FormatError: no such dataset, several without a key, no numbers, or damaged.
+        ImageTooLargeError: see `check_array`.
         MissingDependencyError: h5py is not installed.
     """
     h5py = require("h5py")
@@ -151,12 +179,14 @@ def read_hdf5(path: Path, key: str | None = None, index: int | None = None) -> n
             names = [name for name, item in file.items() if isinstance(item, h5py.Dataset)]
             dataset = file[_one_of(names, key, path)]
             shape = dataset.shape if index is None else dataset.shape[1:]
-            for size in (shape, dataset.chunks or ()):
-                check_bytes(size, dataset.dtype, str(path))
+            if dataset.dtype.hasobject:
+                raise FormatError(f"{path}: {dataset.name}", "must hold numbers", found=dataset.dtype)
+            check_array(shape, dataset.dtype, str(path))
+            check_bytes(dataset.chunks or (), dataset.dtype, str(path))
             return np.asarray(dataset[()] if index is None else dataset[index])
-    except (OSError, RuntimeError, KeyError, IndexError, TypeError, ValueError) as error:
-        if isinstance(error, MoGeError):
-            raise
+    except MoGeError:
+        raise
+    except Exception as error:  # whatever damage makes of the HDF5 library
         raise FormatError(path, "must be a readable HDF5 file", found=error) from error
 
 
@@ -172,7 +202,9 @@ def read_exr(path: Path) -> npt.NDArray[Any]:
         with OpenEXR.File(str(path), header_only=True) as header:
             window = header.header()["dataWindow"]
             width, height = (int(high) - int(low) + 1 for low, high in zip(*window, strict=True))
+            num_channels = len(header.header()["channels"])
         limits.check_pixel_count(str(path), width, height)
+        check_bytes((num_channels, height, width), np.dtype(np.float32), str(path))
         with OpenEXR.File(str(path), separate_channels=True) as file:
             channels = {name: np.array(channel.pixels) for name, channel in file.channels().items()}
     except (RuntimeError, OSError, KeyError) as error:
@@ -238,37 +270,68 @@ def read_npy_header(file: IO[bytes], name: str) -> NpyHeader:
         version = np.lib.format.read_magic(file)
         reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = reader(file)
-    except (ValueError, TypeError, MemoryError, RecursionError) as error:
+    except MoGeError:
+        raise
+    except (
+        Exception
+    ) as error:  # a header is Python's syntax: its tokenizer, parser and NumPy each have errors of their own
         raise FormatError(name, "must have the header of an NPY file", found=error) from error
     if dtype.hasobject:
         raise FormatError(name, "must hold numbers", found="Python objects, which could run code when read")
-    if any(size < 0 for size in shape):
-        raise FormatError(name, "must have a shape", found=shape)
+    if not dtype.itemsize or dtype.subdtype is not None:
+        raise FormatError(name, "must hold numbers", found=dtype)
+    if len(shape) > _MAX_DIMENSIONS or not all(0 <= size <= _MAX_SIZE for size in shape):
+        raise FormatError(name, "must have a shape", found=f"{len(shape)} sizes, not all of them possible")
     return NpyHeader(shape, fortran, dtype)
 
 
-def _read_npy(file: IO[bytes], name: str) -> npt.NDArray[Any]:
+def _read_npy(file: IO[bytes], name: str, file_bytes: int | None = None) -> npt.NDArray[Any]:
     header = read_npy_header(file, name)
     shape, dtype = header.shape, header.dtype
-    check_bytes(shape, dtype, name)
-    count = math.prod(shape)
-    data = file.read(count * dtype.itemsize)
-    if len(data) < count * dtype.itemsize:
-        raise FormatError(name, "must not be truncated", found=f"{len(data):,} bytes for the shape {shape}")
-    values: npt.NDArray[Any] = np.frombuffer(data, dtype, count)
-    values = values.reshape(shape[::-1]).T if header.is_fortran else values.reshape(shape)
+    check_array(shape, dtype, name)
+    num_bytes = math.prod(shape) * dtype.itemsize
+    there = num_bytes if file_bytes is None else file_bytes - file.tell()
+    data = file.read(num_bytes) if there >= num_bytes else b""
+    if len(data) < num_bytes:
+        raise FormatError(name, "must not be truncated", found=f"{min(there, len(data)):,} bytes for the shape {shape}")
+    try:
+        values: npt.NDArray[Any] = np.frombuffer(data, dtype) if data else np.empty(0, dtype)
+        values = values.reshape(shape[::-1]).T if header.is_fortran else values.reshape(shape)
+    except ValueError as error:
+        raise FormatError(name, "must have a shape", found=error) from error
     return values if dtype.isnative else values.astype(dtype.newbyteorder("="))
 
 
-def check_bytes(shape: tuple[int, ...], dtype: np.dtype[Any], name: str) -> None:
-    """Refuse an array that a header announces, before anything is allocated for it.
+def check_array(shape: tuple[int, ...], dtype: np.dtype[Any], name: str) -> None:
+    """Refuse a map, an image or another array that a header announces, before anything is allocated for it.
+
+    Args:
+        shape: of what is read at once: (H, W), (H, W, C), (C, H, W); of a stack, one entry's.
+        dtype: of its numbers.
+        name: what errors name.
 
     Raises:
-        ImageTooLargeError: more bytes than `limits.MAX_FILE_BYTES`.
+        ImageTooLargeError: more pixels than `limits.MAX_IMAGE_PIXELS`, or more bytes than `check_bytes` allows.
     """
-    if math.prod(shape) * dtype.itemsize > limits.MAX_FILE_BYTES:
+    check_bytes(shape, dtype, name)
+    height, width = sorted(shape)[-2:] if len(shape) > 1 else (1, 1)
+    # Sweeps without returns are arrays too.
+    limits.check_pixel_count(name, max(width, 1), max(height, 1))
+
+
+def check_bytes(shape: tuple[int, ...], dtype: np.dtype[Any], name: str) -> None:
+    """Refuse what would take more memory than the largest image that may be read, before anything is allocated for it.
+
+    Raises:
+        ImageTooLargeError: more bytes than `limits.MAX_IMAGE_PIXELS` pixels of RGB, or than `limits.MAX_FILE_BYTES`.
+    """
+    most = min(3 * limits.MAX_IMAGE_PIXELS, limits.MAX_FILE_BYTES)
+    if math.prod(shape) * dtype.itemsize > most:
         raise ImageTooLargeError(
-            name, f"an array may have at most {limits.MAX_FILE_BYTES:,} bytes", found=f"the shape {shape} of {dtype}"
+            name,
+            f"an array may have at most {most:,} bytes",
+            found=f"the shape {shape} of {dtype}",
+            fix="If the size is true, raise moge_core.io.limits.MAX_IMAGE_PIXELS.",
         )
 
 

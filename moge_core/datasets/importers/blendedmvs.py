@@ -20,6 +20,7 @@ from pathlib import Path
 from moge_core.datasets.importers.arrays import read_pfm
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics, intrinsics_from_matrix
 from moge_core.datasets.importers.records import ImportSettings, Record, Resolution, Stored, StoredDepth, finding_of
+from moge_core.datasets.importers.source_files import each_once, walk
 from moge_core.datasets.importers.writing import ImportReport, check_folders, run_import
 from moge_core.datasets.layout import Finding, Progress
 from moge_core.errors import DatasetError, FormatError, MoGeError
@@ -82,7 +83,8 @@ def read_mvs_camera(path: str | Path) -> PixelIntrinsics:
 
 
 def _records(source: Path) -> Iterator[Record | Finding]:
-    folders = sorted(path for path in source.glob("**/blended_images") if path.is_dir())
+    found = [folder for folder in walk(source) if folder.path.relative_to(source).match("blended_images")]
+    folders = [folder.path for folder in each_once(found, source)]
     if not folders:
         raise DatasetError(source, "must hold BlendedMVS scenes: SCENE/blended_images", found="no such folder")
     for folder in folders:

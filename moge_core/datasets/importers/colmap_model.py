@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -226,8 +226,8 @@ def _cameras_binary(path: Path) -> Iterator[tuple[int, ModelCamera]]:
 
 
 def _cameras_text(path: Path) -> Iterator[tuple[int, ModelCamera]]:
-    for _, _, line in _lines(path):
-        words = line.split()
+    for line in _lines(path):
+        words = line.text.split()
         if not words:
             continue
         try:
@@ -250,18 +250,35 @@ def _images_binary(path: Path) -> Iterator[ModelImage]:
 
 def _images_text(path: Path) -> Iterator[ModelImage]:
     lines = _lines(path)
-    for _, _, line in lines:
-        if not line.strip():
+    for line in lines:
+        if not line.text.strip():
             continue
-        words = line.rstrip("\r\n").split(maxsplit=9)
+        words = line.text.rstrip("\r\n").split(maxsplit=9)
         try:
             _, *pose, camera_id = int(words[0]), *map(float, words[1:8]), int(words[8])
             name = words[9]
         except (ValueError, IndexError) as error:
             raise _bad_line(path, line, "IMAGE_ID, QW, QX, QY, QZ, TX, TY, TZ, CAMERA_ID, NAME") from error
         # The second line of an image is empty where it has no keypoints, and may be missing at the end.
-        start, size, _ = next(lines, (0, 0, ""))
-        yield ModelImage(name, camera_id, *_pose(pose, path, name), start, size)
+        points = next(lines, _Line(0, 0, 0, ""))
+        if not _are_keypoints(points.text):
+            raise FormatError(
+                f"{path}, line {points.number}",
+                f"must hold the keypoints of {name}, X, Y, POINT3D_ID each; every image has two lines",
+                found=repr(points.text.rstrip()[:80]),
+                fix="Write an empty second line for images without keypoints, or export the model anew.",
+            )
+        yield ModelImage(name, camera_id, *_pose(pose, path, name), points.start, points.size)
+
+
+def _are_keypoints(text: str) -> bool:
+    """Whether a line holds triples of numbers; of a long one, its first five are looked at."""
+    words = text.split(maxsplit=15)[:15]
+    try:
+        numbers = [float(word) for word in words]
+    except ValueError:
+        return False
+    return len(numbers) % 3 == 0
 
 
 def _points_binary(path: Path) -> tuple[npt.NDArray[np.uint64], _Floats]:
@@ -276,8 +293,8 @@ def _points_binary(path: Path) -> tuple[npt.NDArray[np.uint64], _Floats]:
 
 
 def _points_text(path: Path) -> Iterator[tuple[int, list[float]]]:
-    for _, _, line in _lines(path):
-        words = line.split(maxsplit=4)
+    for line in _lines(path):
+        words = line.text.split(maxsplit=4)
         if not words:
             continue
         try:
@@ -289,15 +306,25 @@ def _points_text(path: Path) -> Iterator[tuple[int, list[float]]]:
         yield point_id, position
 
 
-def _lines(path: Path) -> Iterator[tuple[int, int, str]]:
-    """Start, bytes and text of each line that is no comment."""
+class _Line(NamedTuple):
+    """A line by its number from 1 on, its first byte, its bytes and its text."""
+
+    number: int
+    start: int
+    size: int
+    text: str
+
+
+def _lines(path: Path) -> Iterator[_Line]:
+    """Every line that is no comment."""
     with path.open("rb") as file:
-        start = 0
+        start = number = 0
         while data := file.readline(_MAX_LINE_BYTES):
             if len(data) == _MAX_LINE_BYTES:
                 raise FormatError(path, f"a line must have fewer than {_MAX_LINE_BYTES:,} bytes", found="more")
+            number += 1
             if not data.startswith(b"#"):
-                yield start, len(data), data.decode("utf-8", "surrogateescape")
+                yield _Line(number, start, len(data), data.decode("utf-8", "surrogateescape"))
             start += len(data)
 
 
@@ -315,5 +342,6 @@ def _pose(numbers: list[float], path: Path, name: str) -> tuple[_Floats, _Floats
     return np.array(rotation), translation
 
 
-def _bad_line(path: Path, line: str, wanted: str) -> MoGeError:
-    return FormatError(path, f"must have lines of {wanted}", found=repr(line.rstrip()[:80]))
+def _bad_line(path: Path, line: _Line, wanted: str) -> MoGeError:
+    where = f"{path}, line {line.number}"
+    return FormatError(where, f"must have lines of {wanted}", found=repr(line.text.rstrip()[:80]))

@@ -30,6 +30,7 @@ from moge_core.datasets.importers.lidar import (
     inverse,
     read_json,
     stored_sweep,
+    text,
     transform,
     with_stated_size,
 )
@@ -137,13 +138,17 @@ class _Scene:
         items = entry(content, "data", where=path)
         for item in items if isinstance(items, list) else []:
             datum = entry(item, "datum", where=path)
-            sensor = str(entry(item, "id", "name", where=path))
+            sensor, key = text(item, "id", "name", where=path), text(item, "key", where=path)
             for kind in ("image", "point_cloud"):
                 if isinstance(datum, Mapping) and isinstance(datum.get(kind), Mapping):
-                    data[str(entry(item, "key", where=path))] = _Datum(sensor, kind == "image", datum[kind])
+                    data[key] = _Datum(sensor, kind == "image", datum[kind])
         samples = entry(content, "samples", where=path)
         if not isinstance(samples, list) or not all(isinstance(sample, Mapping) for sample in samples):
             raise FormatError(path, "must hold a list of samples", found=type(samples).__name__)
+        for sample in samples:
+            keys = sample.get("datum_keys") or []
+            if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+                raise FormatError(path, "datum_keys must be a list of strings", found=f"{keys!r:.80}")
         return cls(path, name, data, samples)
 
     def has_images(self, camera: str) -> bool:
@@ -175,7 +180,7 @@ def _records(scene: _Scene, cameras: Sequence[str], lidar: str | None) -> Iterat
                 yield Finding(name, "paired", "error", evidence, "Choose another --lidar, or ignore it.")
                 continue
             try:
-                key = str(entry(sample, "calibration_key", where=scene.path))
+                key = text(sample, "calibration_key", where=scene.path)
                 path = file_below(scene.folder, f"calibration/{key}.json", scene.path)
                 if key not in calibrations:
                     calibrations[key] = _cameras(path)
@@ -196,8 +201,8 @@ def _cameras(path: Path) -> dict[str, PixelIntrinsics | MoGeError | OSError]:
     """Each sensor's camera, or why it is none."""
     content = read_json(path)
     names = entry(content, "names", where=path)
-    if not isinstance(names, list):
-        raise FormatError(path, "must hold a list of names", found=type(names).__name__)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise FormatError(path, "names must be a list of strings", found=f"{names!r:.80}")
     cameras: dict[str, PixelIntrinsics | MoGeError | OSError] = {}
     for i, name in enumerate(names):
         where = f"{path}: {name}"

@@ -34,6 +34,7 @@ from moge_core.datasets.importers.arrays import read_hdf5
 from moge_core.datasets.importers.frames import normalised_intrinsics
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics
 from moge_core.datasets.importers.records import ImportSettings, Record, Resolution, Stored, StoredDepth
+from moge_core.datasets.importers.source_files import each_once, walk
 from moge_core.datasets.importers.writing import ImportReport, check_folders, run_import
 from moge_core.datasets.layout import Finding, Progress
 from moge_core.errors import DatasetError, FormatError, InputError
@@ -224,7 +225,8 @@ def _camera_table(source: Path, given: str | Path | None) -> Path | None:
 
 
 def _records(source: Path, cameras: Mapping[str, SceneCamera | str], table: Path | None) -> Iterator[Record | Finding]:
-    folders = sorted(source.glob("**/images/scene_*_geometry_hdf5"))
+    found = [folder for folder in walk(source) if folder.path.relative_to(source).match("images/scene_*_geometry_hdf5")]
+    folders = [folder.path for folder in each_once(found, source)]
     if not any(path for folder in folders for path in folder.glob("frame.*.depth_meters.hdf5")):
         layout = "ai_VVV_NNN/images/scene_cam_XX_geometry_hdf5/frame.FFFF.depth_meters.hdf5"
         raise DatasetError(source, f"must hold Hypersim scenes: {layout}", found=f"{len(folders)} folders of geometry")

@@ -127,6 +127,18 @@ def entry(table: Any, *keys: str | int, where: object) -> Any:
     return value
 
 
+def text(table: Any, *keys: str | int, where: object) -> str:
+    """The string under a row of keys in nested JSON.
+
+    Raises:
+        FormatError: it is not there, or no string.
+    """
+    value = entry(table, *keys, where=where)
+    if not isinstance(value, str):
+        raise FormatError(where, f"{'.'.join(map(str, keys))} must be a string", found=f"{value!r:.80}")
+    return value
+
+
 def with_stated_size(camera: PixelIntrinsics, row: Mapping[str, Any]) -> PixelIntrinsics:
     """The camera with the image size that a table's row states, where it does."""
     width, height = row.get("width"), row.get("height")

@@ -125,11 +125,14 @@ class _Tables:
         sensors = {row["token"]: row for row in _rows(folder, "sensor")}
         channels = {token: str(row.get("channel")) for token, row in sensors.items()}
         cameras = frozenset(str(row.get("channel")) for row in sensors.values() if _is_camera(row))
-        mounts = {row["token"]: row for row in _rows(folder, "calibrated_sensor")}
+        mounts = {row["token"]: row for row in _rows(folder, "calibrated_sensor", "sensor_token")}
         scenes = {row["token"]: str(row.get("name")) for row in _rows(folder, "scene")}
-        scene_of = {row["token"]: scenes.get(row.get("scene_token"), "scene") for row in _rows(folder, "sample")}
+        scene_of = {
+            row["token"]: scenes.get(row.get("scene_token"), "scene") for row in _rows(folder, "sample", "scene_token")
+        }
         samples: dict[str, dict[str, Row]] = {token: {} for token in scene_of}
-        for row in _rows(folder, "sample_data"):
+        tokens = ("calibrated_sensor_token", "sample_token", "ego_pose_token")
+        for row in _rows(folder, "sample_data", *tokens):
             # Radar and what lies between the key frames are most of this table.
             channel = channels.get(mounts.get(row.get("calibrated_sensor_token"), {}).get("sensor_token"), "")
             if row.get("is_key_frame", True) and row.get("sample_token") in samples and not channel.startswith("RADAR"):
@@ -155,13 +158,19 @@ class _Tables:
         return transform(rotation, translation, f"{where}: {found['token']}")
 
 
-def _rows(folder: Path, table: str) -> list[Any]:
+def _rows(folder: Path, table: str, *tokens: str) -> list[Any]:
+    """The rows of a table. Each has a token, and strings for those of others where it has them."""
     path = folder / f"{table}.json"
     rows = read_json(path)
     if not isinstance(rows, list) or not all(
         isinstance(row, dict) and isinstance(row.get("token"), str) for row in rows
     ):
         raise FormatError(path, "must be a list of rows with tokens", found=type(rows).__name__)
+    for row in rows:
+        for key in tokens:
+            if not isinstance(row.get(key, ""), str):
+                rule = f"{key} must be a string in each row"
+                raise FormatError(path, rule, found=f"{row[key]!r:.80} in the row {row['token']}")
     return rows
 
 

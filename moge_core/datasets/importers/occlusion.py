@@ -10,6 +10,7 @@ the sensor see a closed surface, or through it?
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -22,6 +23,11 @@ Indices: TypeAlias = npt.NDArray[np.int64]
 _STEP, _SAME_SURFACE = 0.1, 0.15
 # Neighbours are looked for in a square that holds about so many returns where they are spread as on average.
 _NEIGHBOURS = 16
+# Where more than so many stand around a return, its own neighbours are looked for in a smaller square, up to so many
+# times halved; of those that are still too many, the first ones. So the work does not grow with how they crowd.
+_MOST_AROUND, _MOST_HALVINGS = 144, 7
+_PAIRS_AT_ONCE = 1 << 17
+_NONE = np.iinfo(np.int64).max
 # A sensor sees no return behind nearer ones, but for foliage and noise: below 0.7 % on KITTI. From a place where none
 # stood it is 5 %: DGP publishes sweeps in the axes of the vehicle, whose origin lies on the ground.
 _MOST_SELF_HIDDEN = 0.025
@@ -85,12 +91,10 @@ def _hidden_by_closed_surfaces(
 ) -> npt.NDArray[np.bool_]:
     hidden = np.zeros(len(points), bool)
     z = points[:, 2]
-    distance, nearer = np.full(len(points), np.inf), np.zeros(len(points), np.int64)
-    for query, other, offset in _pairs(uv, uv, reach):
-        apart = (offset**2).sum(axis=1)
-        closer = (z[other] < (1 - _STEP) * z[query]) & (apart < distance[query])
-        distance[query[closer]], nearer[query[closer]] = apart[closer], other[closer]
-    suspects = np.flatnonzero(np.isfinite(distance))
+    nearer = np.full(len(points), -1, np.int64)
+    for pairs in _pairs(uv, uv, reach):
+        nearer[pairs.query] = pairs.nearest(pairs.within & (z[pairs.place] < (1 - _STEP) * z[pairs.queries]))
+    suspects = np.flatnonzero(nearer >= 0)
     meets = points[suspects] * (z[nearer[suspects]] / z[suspects])[:, None]
     seen = meets[:, 2] - sensor[2] > 1e-6
     suspects, meets = suspects[seen], meets[seen]
@@ -106,56 +110,105 @@ def _hidden_by_closed_surfaces(
 
 def _hidden_for_certain(z: npt.NDArray[np.float64], uv: Points, reach: float) -> npt.NDArray[np.bool_]:
     num_around, num_nearer = np.zeros(len(z), np.int64), np.zeros(len(z), np.int64)
-    for query, other, _ in _pairs(uv, uv, reach):
-        num_around[query] += query != other
-        num_nearer[query] += z[other] < (1 - _CERTAIN_STEP) * z[query]
+    for pairs in _pairs(uv, uv, reach):
+        num_around[pairs.query] = pairs.count(pairs.within & (pairs.queries != pairs.place))
+        num_nearer[pairs.query] = pairs.count(pairs.within & (z[pairs.place] < (1 - _CERTAIN_STEP) * z[pairs.queries]))
     certain: npt.NDArray[np.bool_] = num_nearer >= np.maximum(_CERTAIN_NEIGHBOURS * num_around, 3)
     return certain
 
 
 def _nearest_in_quadrants(queries: Points, places: Points, reach: float, *, skip_equal: bool = False) -> Indices:
-    """The nearest place in each quadrant around each query, (4, Q); the number of places where there is none in reach.
+    """The nearest place in each quadrant around each query, (4, Q); -1 where there is none in reach.
 
     A place near an axis is in both quadrants beside it, as those of a query's own scan line are. With `skip_equal`,
     places are the queries and not their own neighbours.
     """
     slack = reach / 100
-    nearest = np.full((4, len(queries)), len(places), np.int64)
-    distance = np.full((4, len(queries)), np.inf)
-    for query, other, offset in _pairs(queries, places, reach):
-        apart = (offset**2).sum(axis=1)
-        if skip_equal:
-            apart[query == other] = np.inf
-        left, above = (offset <= slack).T
-        right, below = (offset >= -slack).T
+    nearest = np.full((4, len(queries)), -1, np.int64)
+    for pairs in _pairs(queries, places, reach):
+        usable = pairs.within & (pairs.queries != pairs.place) if skip_equal else pairs.within
+        left, above = pairs.dx <= slack, pairs.dy <= slack
+        right, below = pairs.dx >= -slack, pairs.dy >= -slack
         for i, inside in enumerate((left & above, right & above, left & below, right & below)):
-            better = inside & (apart < distance[i][query])
-            distance[i][query[better]], nearest[i][query[better]] = apart[better], other[better]
+            nearest[i, pairs.query] = pairs.nearest(inside & usable)
     return nearest
 
 
-def _pairs(queries: Points, places: Points, reach: float) -> Iterator[tuple[Indices, Indices, Points]]:
-    """All pairs whose coordinates differ by at most `reach`, in rounds: in one round a query occurs once.
+@dataclass(frozen=True)
+class _Pairs:
+    """All pairs of some queries, one query after the other.
 
-    Yields:
-        queries (P,), places (P,), and places - queries (P, 2).
+    Attributes:
+        query: (Q,), each once.
+        start: (Q,), where its pairs begin.
+        queries, place: (P,), the indices of both of each pair.
+        dx, dy: (P,), place - query.
+        within: (P,), whether the place is in the query's square.
     """
+
+    query: Indices
+    start: Indices
+    queries: Indices
+    place: Indices
+    dx: npt.NDArray[np.float64]
+    dy: npt.NDArray[np.float64]
+    within: npt.NDArray[np.bool_]
+
+    def nearest(self, usable: npt.NDArray[np.bool_]) -> Indices:
+        """The nearest place of each query (Q,) among the usable pairs (P,), -1 where there is none."""
+        # Distance above, place below: the least of them names the nearest.
+        apart = (self.dx * self.dx + self.dy * self.dy).astype(np.float32).view(np.int32).astype(np.int64)
+        least = np.minimum.reduceat(np.where(usable, apart << 32 | self.place, _NONE), self.start)
+        return np.where(least == _NONE, -1, least & 0xFFFFFFFF)
+
+    def count(self, usable: npt.NDArray[np.bool_]) -> Indices:
+        """How many pairs of each query (Q,) are usable (P,)."""
+        return np.add.reduceat(usable.astype(np.int64), self.start)
+
+
+def _pairs(queries: Points, places: Points, reach: float) -> Iterator[_Pairs]:
+    """Pairs of a query with places whose coordinates differ by at most `reach`, or by less where places crowd.
+
+    Every query comes once, but for those that have no place near.
+    """
+    waiting = np.arange(len(queries))
     low = np.minimum(queries.min(axis=0), places.min(axis=0))
-    cell_of_query = np.floor((queries - low) / reach).astype(np.int64) + 1
-    cell_of_place = np.floor((places - low) / reach).astype(np.int64) + 1
-    stride = int(max(cell_of_query[:, 0].max(), cell_of_place[:, 0].max())) + 2
-    cell = cell_of_place[:, 1] * stride + cell_of_place[:, 0]
-    order = np.argsort(cell, kind="stable")
-    cell = cell[order]
-    for row in (-1, 0, 1):
-        for column in (-1, 0, 1):
-            wanted = (cell_of_query[:, 1] + row) * stride + cell_of_query[:, 0] + column
-            position, stop = np.searchsorted(cell, wanted, "left"), np.searchsorted(cell, wanted, "right")
-            query = np.flatnonzero(position < stop)
-            while query.size:
-                place = order[position[query]]
-                offset = places[place] - queries[query]
-                within = (np.abs(offset) <= reach).all(axis=1)
-                yield query[within], place[within], offset[within]
-                position[query] += 1
-                query = query[position[query] < stop[query]]
+    for halved in range(_MOST_HALVINGS + 1):
+        side = reach / 2**halved
+        cell_of_query = np.floor((queries[waiting] - low) / side).astype(np.int64) + 1
+        cell_of_place = np.floor((places - low) / side).astype(np.int64) + 1
+        stride = int(max(cell_of_query[:, 0].max(), cell_of_place[:, 0].max())) + 2
+        cell = cell_of_place[:, 1] * stride + cell_of_place[:, 0]
+        order = np.argsort(cell, kind="stable")
+        cell = cell[order]
+        # Three cells side by side follow each other in this order.
+        middle = (cell_of_query[:, 1:] + (-1, 0, 1)) * stride + cell_of_query[:, :1]
+        first, num = np.searchsorted(cell, middle - 1, "left"), np.searchsorted(cell, middle + 1, "right")
+        num -= first
+        if halved == _MOST_HALVINGS:
+            num = np.minimum(num, _MOST_AROUND // 3)
+        total = num.sum(axis=1)
+        now = np.flatnonzero((total > 0) & (total <= _MOST_AROUND))
+        # Neighbours in the picture are neighbours in memory.
+        now = now[np.argsort(middle[now, 1], kind="stable")]
+        stops = np.searchsorted(
+            np.cumsum(total[now]), np.arange(1, total[now].sum() // _PAIRS_AT_ONCE + 1) * _PAIRS_AT_ONCE
+        )
+        for part in np.split(now, stops):
+            if part.size:
+                yield _pairs_of(waiting[part], first[part], num[part], order, queries, places, side)
+        waiting = waiting[total > _MOST_AROUND]
+        if not waiting.size:
+            return
+
+
+def _pairs_of(
+    query: Indices, first: Indices, num: Indices, order: Indices, queries: Points, places: Points, reach: float
+) -> _Pairs:
+    """The pairs of queries (Q,) with `num` (Q, 3) places of `order` from `first` (Q, 3) on."""
+    total, runs = num.sum(axis=1), num.ravel()
+    before = np.cumsum(runs) - runs
+    place = order[np.arange(runs.sum()) + np.repeat(first.ravel() - before, runs)]
+    dx, dy = (places[place, i] - np.repeat(queries[query, i], total) for i in (0, 1))
+    within = (np.abs(dx) <= reach) & (np.abs(dy) <= reach)
+    return _Pairs(query, np.cumsum(total) - total, np.repeat(query, total), place, dx, dy, within)

@@ -1,9 +1,12 @@
-"""Finding images and depth maps in a folder by their headers, and reading the stored values of 16-bit depth files."""
+"""Walking through a source, finding images and depth maps by their headers, and reading 16-bit depth files."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -23,6 +26,75 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Magic number, width, height and greatest value, with comments between, and one blank before the pixels.
 _PGM_HEADER = re.compile(rb"P5(?:\s|#[^\n]*\n)+(\d+)(?:\s|#[^\n]*\n)+(\d+)(?:\s|#[^\n]*\n)+(\d+)\s")
 
+# A folder is looked at under so many names. Links to folders of links could make more names than anybody can read.
+_MOST_NAMES = 16
+
+
+@dataclass(frozen=True, order=True)
+class Folder:
+    """A folder of a source.
+
+    Attributes:
+        path: as the source has it, maybe through links.
+        real: where it lies.
+        files: names of what it holds besides folders, sorted, without hidden ones.
+    """
+
+    path: Path
+    real: str
+    files: tuple[str, ...]
+
+
+def walk(source: Path, *, exclude: Path | None = None, closed: str | None = None) -> Iterator[Folder]:
+    """The source and every folder below it, in an order that the names alone make.
+
+    Links to folders are followed, so that a folder may have several names, see `each_once`; but not links to a folder
+    that they are in themselves, which would have no end. Hidden folders are passed by.
+
+    Args:
+        source: where to begin.
+        exclude: a folder that is not entered, such as the dataset that is being made.
+        closed: suffix of folders that are one thing, which are not entered.
+    """
+    shut = None if exclude is None else os.path.realpath(exclude)
+    # Where the folders lie through which one came to a folder, itself last.
+    way: dict[Path, tuple[str, ...]] = {source: (os.path.realpath(source),)}
+    num_links: Counter[str] = Counter()
+    for place, folders, files in os.walk(source, followlinks=True):
+        folder = Path(place)
+        here = way.pop(folder)
+        entered = []
+        for name in sorted(folders):
+            path, real = folder / name, f"{here[-1].rstrip(os.sep)}{os.sep}{name}"
+            passed_by = name.startswith(".")
+            if path.is_symlink():
+                real = os.path.realpath(path)
+                num_links[real] += 1
+                passed_by |= num_links[real] > _MOST_NAMES or any(_is_in(passed, real) for passed in here)
+            if passed_by or (shut is not None and _is_in(real, shut)):
+                continue
+            if closed is not None and name.lower().endswith(closed):
+                yield Folder(path, real, ())
+                continue
+            way[path] = (*here, real)
+            entered.append(name)
+        folders[:] = entered
+        yield Folder(folder, here[-1], tuple(sorted(name for name in files if not name.startswith("."))))
+
+
+def each_once(folders: Iterable[Folder], source: Path) -> list[Folder]:
+    """Folders by one name each, sorted: their own inside the source, or the first of those that links give them."""
+    top = Path(os.path.realpath(source))
+    own = {folder.real: folder for folder in sorted(folders, reverse=True)}
+    for folder in folders:
+        if str(top / folder.path.relative_to(source)) == folder.real:
+            own[folder.real] = folder
+    return sorted(own.values())
+
+
+def _is_in(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
+
 
 def find_sources(
     source: Path, image_glob: str | None, depth_glob: str | None, *, exclude: Path
@@ -30,14 +102,18 @@ def find_sources(
     """Images and depth maps below `source`, relative to it and sorted.
 
     Where a file answers to both descriptions its header decides, 16-bit grey is depth; but with a pattern for depth
-    alone, what it matches is depth. Hidden files and folders and what lies in `exclude` are passed by.
+    alone, what it matches is depth. Hidden files and folders and what lies in `exclude` are passed by. Without a
+    pattern, folders that are links are looked into; a pattern finds what `Path.glob` finds.
 
     Raises:
         DatasetError: no image or no depth map.
         InputError: a pattern that leaves the folder.
     """
-    images = _matching(source, image_glob, _IMAGE_SUFFIXES, "image", exclude)
-    depths = _matching(source, depth_glob, INTEGER_SUFFIXES | _FLOAT_SUFFIXES, "depth", exclude)
+    there = [
+        folder.path / name for folder in each_once(list(walk(source, exclude=exclude)), source) for name in folder.files
+    ]
+    images = _matching(source, there, image_glob, _IMAGE_SUFFIXES, "image", exclude)
+    depths = _matching(source, there, depth_glob, INTEGER_SUFFIXES | _FLOAT_SUFFIXES, "depth", exclude)
     if depth_glob is None:
         depths = {path for path in depths if path.suffix.lower() in _FLOAT_SUFFIXES or is_depth_file(source / path)}
     both = images & depths
@@ -47,7 +123,7 @@ def find_sources(
     images -= stored_as_depth
     for found, what, option in ((images, "image", "--image"), (depths, "16-bit depth map", "--depth")):
         if not found:
-            suffixes = Counter(path.suffix.lower() or "no suffix" for path in source.rglob("*") if path.is_file())
+            suffixes = Counter(path.suffix.lower() or "no suffix" for path in there)
             seen = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(5)) or "no files"
             pattern = image_glob if option == "--image" else depth_glob
             raise DatasetError(
@@ -123,12 +199,12 @@ def _decode_pgm(data: bytes, path: Path) -> npt.NDArray[Any]:
 
 
 def _matching(
-    source: Path, pattern: str | None, suffixes: frozenset[str], option: str, exclude: Path
+    source: Path, there: list[Path], pattern: str | None, suffixes: frozenset[str], option: str, exclude: Path
 ) -> set[PurePosixPath]:
     if pattern is not None and (Path(pattern).is_absolute() or ".." in Path(pattern).parts or not pattern):
         raise InputError(option, "must be a pattern relative to the source folder", found=repr(pattern))
     found = set()
-    for path in source.glob(pattern or "**/*"):
+    for path in there if pattern is None else source.glob(pattern):
         relative = PurePosixPath(path.relative_to(source).as_posix())
         hidden = any(part.startswith(".") for part in relative.parts)
         named = pattern is not None or path.suffix.lower() in suffixes

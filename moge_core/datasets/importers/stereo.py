@@ -7,8 +7,9 @@
     └── calib.txt             ├── mask0nocc.png       └── calib_cam_to_cam/000000.txt  (2012: calib)
                               └── calib.txt
 
-The depth of a disparity d is baseline * f / (d + doffs). `calib.txt` gives the left camera as cam0, doffs in pixels and
-the baseline in millimetres; unknown disparities are infinite. KITTI's are PNGs of 16 bits in 1 / 256 pixel, 0 unknown,
+The depth of a disparity d is baseline * f / (d + doffs). `calib.txt` gives the left camera as cam0, doffs and the
+baseline in millimetres; unknown disparities are infinite. Its f and doffs are in pixels of the size that it states,
+disparities in pixels of their own map. KITTI's are PNGs of 16 bits in 1 / 256 pixel, 0 unknown,
 and its baseline is between the projection matrices of the two cameras.
 """
 
@@ -23,6 +24,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import numpy.typing as npt
 
+from moge_core.datasets.importers.arrays import pfm_size
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics, intrinsics_from_matrix, parse_intrinsics
 from moge_core.datasets.importers.kitti import files_by_stem, numbers_of, read_calibration
 from moge_core.datasets.importers.lidar import folders_with
@@ -83,7 +85,7 @@ def import_stereo(
         intrinsics: for `plain`, of the left camera in pixels: "fx,fy,cx,cy" or a file, see `parse_intrinsics`.
         intrinsics_size: (width, height) that they refer to, where that is not the pictures' size.
         baseline: metres between the cameras; goes before what a calibration says. Without one the depth has no unit.
-        doffs: pixels to add to a disparity; goes before what a calibration says.
+        doffs: pixels of the disparity map to add to a disparity; goes before what a calibration says.
         disparity_scale: for `plain`, stored units a pixel; by default 1.
         invalid: for `plain`, stored values that mean unknown, besides 0 and what is not finite.
         calib_dir: KITTI's calibrations, one file a frame, where they do not lie beside the pictures.
@@ -159,6 +161,8 @@ def _scene_records(source: Path, scenes: Sequence[Path], baseline: float | None,
         path = scene / "calib.txt"
         try:
             camera, own_baseline, own_doffs, notes = _read_calib(path)
+            if doffs is None and camera.size is not None:
+                own_doffs *= pfm_size(disparity)[0] / camera.size[0]
         except (MoGeError, OSError) as error:
             yield finding_of(name, error)
             continue
@@ -182,7 +186,7 @@ def _read_mask(path: Path) -> npt.NDArray[Any]:
 
 
 def _read_calib(path: Path) -> tuple[PixelIntrinsics, float, float, tuple[str, ...]]:
-    """Camera, baseline in metres, doffs in pixels and remarks, of Middlebury's `key=value` lines."""
+    """Camera, baseline in metres, doffs in pixels of the camera and remarks, of Middlebury's `key=value` lines."""
     if not path.is_file():
         raise FormatError(path, "must hold the calibration", found="no such file", fix="Get the calibration.")
     text = path.read_text(encoding="utf-8", errors="replace")

@@ -26,6 +26,7 @@ import numpy.typing as npt
 from moge_core.datasets.importers.arrays import read_array
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics
 from moge_core.datasets.importers.records import ImportSettings, Record, Resolution, Stored, StoredDepth
+from moge_core.datasets.importers.source_files import each_once, walk
 from moge_core.datasets.importers.writing import ImportReport, check_folders, run_import
 from moge_core.datasets.layout import Finding, Progress
 from moge_core.errors import DatasetError, FormatError
@@ -98,7 +99,8 @@ def _read_depth(path: Path) -> npt.NDArray[Any]:
 
 
 def _records(source: Path, sky_from: float) -> Iterator[Record | Finding]:
-    folders = sorted(path for path in source.glob("**/image_*") if path.is_dir())
+    found = [folder for folder in walk(source) if folder.path.relative_to(source).match("image_*")]
+    folders = [folder.path for folder in each_once(found, source)]
     if not folders:
         layout = "P000/image_left or P000/image_lcam_front"
         raise DatasetError(source, f"must hold TartanAir trajectories: {layout}", found="no folder of images")
