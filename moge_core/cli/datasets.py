@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -26,7 +27,7 @@ from moge_core.cli.common import (
 @depth_option
 @index_option
 @click.option(
-    "--rebuild", is_flag=True, help="Read everything again and replace a list of your own, which is kept as .bak."
+    "--rebuild", is_flag=True, help="Read everything again and write the list anew. One of your own is kept as .bak."
 )
 @click.option(
     "--val-fraction",
@@ -41,8 +42,8 @@ def index_command(
 ) -> None:
     """List the instances of DATASET in .index.txt and record what is known of each.
 
-    Only new and changed instances are read. Broken ones are told and left out. A list that you wrote yourself is
-    checked and kept as it is.
+    Only new and changed instances are read. Broken ones are told and left out. A list that you wrote yourself, or that
+    was made for another --depth, is checked and kept as it is.
     """
     from moge_core.datasets import index_dataset, split_dataset
 
@@ -51,6 +52,8 @@ def index_command(
             dataset, index_name=index_name, depth_name=depth_name, rebuild=rebuild, progress=progress
         )
     kind = "your own list" if index_name == ".index.txt" else "a split"
+    if report.made_for is not None:
+        kind = f"made for {report.made_for} and checked with {depth_name}"
     whose = f"{kind}, left as it is" if report.adopted else "written"
     click.echo(f"{report.index_path}: {len(report.instances)} instances ({whose})")
     click.echo(f"  looked at {report.num_scanned}, read {report.num_read} that were new or changed")
@@ -58,6 +61,8 @@ def index_command(
         click.echo(f"  your own list was kept as {report.backup_path.name}")
     if report.quarantined:
         click.echo(f"  {len(report.quarantined)} in quarantine, left out")
+    for note in report.notes:
+        click.echo(f"  {note}")
     print_findings(report.findings)
     if report.num_broken:
         what = "in the list, which training skips" if report.adopted else "left out"
@@ -99,6 +104,7 @@ def validate_command(
     import dataclasses
 
     from moge_core.datasets import quarantine_instances, validate_dataset
+    from moge_core.datasets.layout import META_NAME
 
     counted = [0]
     with progress_bar("Checking") as progress:
@@ -113,7 +119,7 @@ def validate_command(
     broken = {
         finding.instance: f"{finding.rule}: {finding.evidence}"
         for finding in reversed(findings)
-        if finding.severity == "error" and (dataset / finding.instance).is_dir()
+        if finding.severity == "error" and os.path.lexists(dataset / finding.instance / META_NAME)
     }
     num_errors = sum(finding.severity == "error" for finding in findings)
     if as_json:
@@ -148,7 +154,7 @@ def validate_command(
 def quarantine_command(dataset: Path, instances: tuple[str, ...], reason: str, to_release: bool) -> None:
     """Keep INSTANCES of DATASET out of its list without deleting them; without instances, list what is put aside.
 
-    `moge index` obeys it at its next run.
+    A folder of instances stands for all of them. `moge index` obeys it at its next run.
     """
     from moge_core.datasets import quarantine_instances, read_quarantine, release_instances
     from moge_core.datasets.layout import resolve_dataset

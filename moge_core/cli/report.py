@@ -30,9 +30,8 @@ def report_command(dataset: Path, out: Path | None, **options: Any) -> None:
     JSON, with which the next report in the same folder compares itself. Run `moge index` before.
     """
     from moge_core.datasets import write_quality_report
-    from moge_core.datasets.layout import STATE_DIR
 
-    report = write_quality_report(dataset, dataset / STATE_DIR / "report" if out is None else out, **options)
+    report = write_quality_report(dataset, out, **options)
     click.echo(f"{dataset}: {report.verdict}")
     for instance, problem in report.problems.items():
         click.echo(f"  could not be shown: {instance}: {problem}")

@@ -26,17 +26,16 @@ if TYPE_CHECKING:
     )
     from moge_core.datasets.index import (
         IndexReport,
-        SplitReport,
         dataset_fingerprint,
         index_dataset,
         index_digest,
-        split_dataset,
     )
     from moge_core.datasets.inspection import inspect_dataset
     from moge_core.datasets.layout import Finding, read_index
     from moge_core.datasets.quality import QualityReport, write_quality_report
     from moge_core.datasets.quarantine import quarantine_instances, read_quarantine, release_instances
     from moge_core.datasets.sample_scenes import render_sample_scenes
+    from moge_core.datasets.splits import SplitReport, split_dataset
     from moge_core.datasets.validation import RULES, ValidationSettings, validate_dataset
 
 __all__ = [
@@ -79,7 +78,7 @@ _HOME = {
     "ImportReport": "importers",
     "IndexReport": "index",
     "QualityReport": "quality",
-    "SplitReport": "index",
+    "SplitReport": "splits",
     "ValidationSettings": "validation",
     "dataset_fingerprint": "index",
     "import_arrays": "importers",
@@ -102,7 +101,7 @@ _HOME = {
     "read_quarantine": "quarantine",
     "release_instances": "quarantine",
     "render_sample_scenes": "sample_scenes",
-    "split_dataset": "index",
+    "split_dataset": "splits",
     "validate_dataset": "validation",
     "write_quality_report": "quality",
 }

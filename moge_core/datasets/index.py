@@ -1,8 +1,8 @@
 """The list of a dataset's instances and the manifest beside it.
 
 `index_dataset` finds the instances, reads each that is new or changed, and writes `.index.txt`, sorted, without those
-that are broken or in quarantine; `split_dataset` writes `.train.txt` and `.val.txt` by scene. A list that this package
-did not write is the user's own: it is checked and adopted as it stands.
+that are broken or in quarantine. A list that this package did not write is the user's own: it is checked and adopted as
+it stands, and so is one that was made for other depth maps.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from moge_core.datasets.layout import (
     INDEX_NAME,
     Finding,
     Progress,
+    check_state,
     data_files,
     index_path,
     missing_index_fix,
@@ -25,32 +26,38 @@ from moge_core.datasets.layout import (
     resolve_dataset,
     scan_instances,
 )
+from moge_core.datasets.lists import WrittenLists, back_up
 from moge_core.datasets.manifest import (
+    MANIFEST_NAME,
     InstanceRecord,
     Manifest,
     comparison_key,
     load_manifest,
     locked,
     manifest_path,
+    open_manifest,
     save_manifest,
 )
 from moge_core.datasets.parallel import parallel_map
 from moge_core.datasets.quarantine import read_quarantine
-from moge_core.datasets.splits import TRAIN_NAME, VALIDATION_NAME, split_scenes
+from moge_core.datasets.splits import trim_splits
 from moge_core.datasets.validation import (
     ValidationSettings,
     compare_instances,
     examine_instance,
     find_repeated,
-    finding_of,
     instance_stamp,
     load_settings,
 )
+from moge_core.datasets.validation.dataset import apply_settings, find_put_aside
+from moge_core.datasets.validation.reprojection import check_reprojection
 from moge_core.errors import DatasetError, InputError, MissingIndexError
-from moge_core.io.files import atomic_open
 
 # What was read is written down so often, so that a killed run of hours loses a minute.
 _SAVE_EVERY_S = 60.0
+
+# Raised when more is compared: what is remembered of former comparisons is then made again.
+_COMPARISON_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -64,11 +71,13 @@ class IndexReport:
         instances: what the list names, in its order.
         digest: of the list and the contents of its instances; see `index_digest`.
         findings: what is wrong, with broken instances that the list leaves out or, when adopted, names.
-        adopted: True when the list is the user's own and was left as it is.
+        adopted: True when the list was left as it is: the user's own, a split, or made for other depth maps.
         num_scanned: instances looked at.
         num_read: of these, the ones that were new or had changed.
         backup_path: where `rebuild` put the user's list.
         quarantined: instances that the list leaves out because they were put aside.
+        made_for: file name of the depth maps that the list is for, where these are others.
+        notes: what else is to be told.
     """
 
     dataset_dir: Path
@@ -82,6 +91,8 @@ class IndexReport:
     num_read: int
     backup_path: Path | None = None
     quarantined: tuple[str, ...] = ()
+    made_for: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def num_broken(self) -> int:
@@ -103,14 +114,16 @@ def index_dataset(
         dataset_dir: the dataset's folder.
         index_name: the list. Only `.index.txt` is written from a scan; another name is a split, which must exist and
             is checked like any list of the user's own.
-        depth_name: file name of the depth maps.
+        depth_name: file name of the depth maps. `.index.txt` stays the list of those that it was first written for;
+            with others it is checked as it stands.
         rebuild: read every instance again and write the list even where the user made one, which is kept as
             `<name>.bak`, or `<name>.bak.1` and so on where that is taken.
         progress: called as `progress(done, total)`.
 
     Raises:
         MissingIndexError: a split that does not exist.
-        DatasetError: no folder, no usable instance, or a list of the user's own that is malformed.
+        DatasetError: no folder, no usable instance, a list of the user's own that is malformed, or a link that would
+            lead what is written out of the dataset.
         InputError: `rebuild` of a split.
     """
     root = resolve_dataset(dataset_dir)
@@ -122,6 +135,7 @@ def index_dataset(
             found=index_name,
             fix="A split is a choice: write it yourself, then index it without rebuilding.",
         )
+    check_state(root)
     settings = load_settings(root)
     with locked(root):
         return _index(root, path, index_name, depth_name, settings, rebuild=rebuild, progress=progress)
@@ -137,26 +151,30 @@ def _index(
     rebuild: bool,
     progress: Progress | None,
 ) -> IndexReport:
-    manifest = load_manifest(root)
-    users_own = path.exists() and not _is_ours(manifest, path)
+    notes: list[str] = []
+    lists = WrittenLists.load(root)
+    # At once: what a former version wrote about lists into the manifest is lost when that is written again.
+    lists.save()
+    manifest, damage = open_manifest(root)
+    if damage is not None:
+        notes.append(f"{MANIFEST_NAME} was damaged and is made anew ({damage.rule}; found {damage.found})")
+    users_own = path.exists() and not lists.is_ours(path)
     if index_name != INDEX_NAME and not path.exists():
         raise MissingIndexError(
             path, "must list the split's instances", found="no such file", fix=missing_index_fix(root, index_name)
         )
     # Splits that `split_dataset` wrote are checked as they are; they are made again by it alone.
-    adopted = index_name != INDEX_NAME or (users_own and not rebuild)
+    made_for = lists.depth_of(path) if index_name == INDEX_NAME and not rebuild else None
+    made_for = None if made_for == depth_name else made_for
+    adopted = index_name != INDEX_NAME or made_for is not None or (users_own and not rebuild)
     quarantined = read_quarantine(root)
-    scan_findings: list[Finding] = []
     if adopted:
         listed = read_index(root, index_name)
-        scan_findings = find_repeated(listed, index_name, settings)
         candidates = list(dict.fromkeys(listed))
-        for name in candidates:
-            if name in quarantined:
-                told = finding_of("not-quarantined", name, f"put aside because: {quarantined[name]}", settings)
-                scan_findings += [told] if told is not None else []
+        scan_findings = find_repeated(listed, index_name, settings) + find_put_aside(candidates, quarantined, settings)
     else:
-        found, scan_findings = scan_instances(root)
+        found, passed_by = scan_instances(root)
+        scan_findings = apply_settings(passed_by, settings)
         candidates = [name for name in found if name not in quarantined]
 
     num_read = _refresh(root, manifest, candidates, depth_name, settings, anew=rebuild, progress=progress)
@@ -173,15 +191,19 @@ def _index(
     backup: Path | None = None
     if adopted:
         if users_own:
-            manifest.written_lists.pop(index_name, None)
+            lists.disown(path)
         instances = listed
     else:
         if users_own:
-            backup = _back_up(path)
+            backup = back_up(path)
         instances = usable
-        _write_list(root, manifest, path, instances)
+        # What was read is on the disk before the list is.
+        lists.write(path, instances, depth_name=depth_name, before=lambda: save_manifest(root, manifest))
+    if index_name == INDEX_NAME:
+        notes += trim_splits(root, lists, instances)
+    lists.save()
     digest = _digest(instances, manifest, depth_name)
-    findings += _comparison(manifest, candidates, index_name, depth_name, settings)
+    findings += _comparison(root, manifest, candidates, index_name, depth_name, settings)
     save_manifest(root, manifest)
     return IndexReport(
         dataset_dir=root,
@@ -195,57 +217,9 @@ def _index(
         num_read=num_read,
         backup_path=backup,
         quarantined=() if adopted else tuple(sorted(quarantined)),
+        made_for=made_for,
+        notes=tuple(notes),
     )
-
-
-@dataclass(frozen=True)
-class SplitReport:
-    """What splitting a dataset gave.
-
-    Attributes:
-        train, validation: instances of each list.
-        num_scenes: how many scenes were held out for validation, and of how many.
-    """
-
-    train: list[str]
-    validation: list[str]
-    num_scenes: tuple[int, int]
-
-
-def split_dataset(dataset_dir: str | Path, val_fraction: float, *, rebuild: bool = False) -> SplitReport:
-    """Write `.train.txt` and `.val.txt` from `.index.txt`, scene by scene; see `splits.split_scenes`.
-
-    Args:
-        dataset_dir: the dataset, with a list.
-        val_fraction: share of the scenes for validation.
-        rebuild: write them even where the user made one of these lists, which is kept as `<name>.bak`.
-
-    Raises:
-        MissingIndexError: there is no list.
-        DatasetError: a single scene, or a split of the user's own.
-        InputError: a fraction outside its domain.
-    """
-    from moge_core.datasets.splits import scene_of
-
-    root = resolve_dataset(dataset_dir)
-    with locked(root):
-        manifest = load_manifest(root)
-        train, validation = split_scenes(list(dict.fromkeys(read_index(root))), val_fraction)
-        paths = [root / TRAIN_NAME, root / VALIDATION_NAME]
-        own = [path for path in paths if path.exists() and not _is_ours(manifest, path)]
-        if own and not rebuild:
-            raise DatasetError(
-                own[0],
-                "must not be replaced: this list is your own",
-                fix="Say --rebuild to have it written anew; yours is kept as .bak.",
-            )
-        for path in own:
-            _back_up(path)
-        for path, instances in zip(paths, (train, validation), strict=True):
-            _write_list(root, manifest, path, instances)
-        save_manifest(root, manifest)
-    held_out, scenes = ({scene_of(name) for name in names} for names in (validation, [*train, *validation]))
-    return SplitReport(train, validation, (len(held_out), len(scenes)))
 
 
 def index_digest(dataset_dir: str | Path, index_name: str = INDEX_NAME, *, depth_name: str = DEPTH_NAME) -> str:
@@ -264,19 +238,20 @@ def index_digest(dataset_dir: str | Path, index_name: str = INDEX_NAME, *, depth
 def dataset_fingerprint(dataset_dir: str | Path) -> str:
     """Cheap digest of what lies in a dataset: names, sizes and modification times, no file of an instance is opened.
 
-    It changes when a file of an instance is added, removed or written, or when the user edits a list of their own.
-    What is made from these (lists that indexing wrote, `.moge/`, inspection's output) does not count.
+    It changes when a file of an instance is added, removed or written, and when the user edits a list of their own, the
+    quarantine or the thresholds. What is made from these (lists that indexing wrote, the rest of `.moge/`, inspection's
+    output, the account that `moge complete` gives of a depth map) does not count.
 
     Raises:
         DatasetError: there is no such folder.
     """
     root = resolve_dataset(dataset_dir)
-    manifest = load_manifest(root)
+    lists = WrittenLists.load(root)
     lines = []
     prefix = len(str(root)) + 1
     for entry in data_files(root):
         where = entry.path[prefix:]
-        if "/" not in where and _is_ours(manifest, root / where):
+        if "/" not in where and lists.is_ours(root / where):
             continue
         stat = entry.stat()
         lines.append(f"{where}\0{stat.st_size}\0{stat.st_mtime_ns}\n")
@@ -324,23 +299,29 @@ def _refresh(
 
 
 def _comparison(
-    manifest: Manifest, instances: Sequence[str], index_name: str, depth_name: str, settings: ValidationSettings
+    root: Path,
+    manifest: Manifest,
+    instances: Sequence[str],
+    index_name: str,
+    depth_name: str,
+    settings: ValidationSettings,
 ) -> list[Finding]:
     """Findings of comparing the instances; remembered, because comparing a million takes longer than finding no change.
 
     Instances are compared with those beside them, so the remembered ones hold as long as nothing changed anywhere.
     """
     key = comparison_key(index_name, depth_name)
-    digest = _digest(instances, manifest, depth_name)
-    remembered = manifest.notes.get(key)
-    if remembered is not None and remembered["digest"] == digest and remembered["settings"] == settings.digest():
-        return manifest.comparison(index_name, depth_name)
-    found = compare_instances(manifest.select(instances, depth_name), settings)
-    manifest.notes[key] = {
-        "digest": digest,
+    basis = {
+        "digest": _digest(instances, manifest, depth_name),
         "settings": settings.digest(),
-        "findings": [asdict(finding) for finding in found],
+        "version": _COMPARISON_VERSION,
     }
+    remembered = manifest.notes.get(key)
+    if remembered is not None and basis.items() <= remembered.items():
+        return manifest.comparison(index_name, depth_name)
+    records = manifest.select(instances, depth_name)
+    found = compare_instances(records, settings) + check_reprojection(root, records, settings)
+    manifest.notes[key] = {**basis, "findings": [asdict(finding) for finding in found]}
     return found
 
 
@@ -367,35 +348,6 @@ def _nothing_usable(
         found=f"{len(candidates)} instances, all broken. First: {first}",
         fix=findings[0].fix if findings else None,
     )
-
-
-def _back_up(path: Path) -> Path:
-    backup = path.with_name(f"{path.name}.bak")
-    number = 0
-    while backup.exists():
-        number += 1
-        backup = path.with_name(f"{path.name}.bak.{number}")
-    # A copy, not a move: at no instant is the dataset without a list.
-    with atomic_open(backup) as file:
-        file.write(path.read_bytes())
-    return backup
-
-
-def _write_list(root: Path, manifest: Manifest, path: Path, instances: Sequence[str]) -> None:
-    data = "".join(f"{instance}\n" for instance in instances).encode()
-    digest = hashlib.sha256(data).hexdigest()
-    if not path.exists() or path.read_bytes() != data:
-        # The manifest knows the new list before it stands there, and the old one until it is gone: whenever this is
-        # interrupted, the list on disk is still known as ours.
-        manifest.written_lists[path.name] = [*manifest.written_lists.get(path.name, ()), digest]
-        save_manifest(root, manifest)
-        with atomic_open(path) as file:
-            file.write(data)
-    manifest.written_lists[path.name] = [digest]
-
-
-def _is_ours(manifest: Manifest, path: Path) -> bool:
-    return hashlib.sha256(path.read_bytes()).hexdigest() in manifest.written_lists.get(path.name, ())
 
 
 def _digest(instances: Sequence[str], manifest: Manifest, depth_name: str) -> str:

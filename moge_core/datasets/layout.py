@@ -2,18 +2,20 @@
 
     dataset/
     ├── .index.txt             one instance a line: relative to the dataset, `/` between folders, sorted
-    ├── .moge/                 kept by this package: manifest.parquet and import.jsonl
+    ├── .moge/                 kept by this package: manifest.parquet, lists.json, quarantine.json and import.jsonl
     └── any/folders/instance/
         ├── image.jpg          RGB
         ├── depth.png          16-bit logarithmic depth; a configuration may name another file
         └── meta.json          {"intrinsics": 3x3 normalised, ...}
 
-A dataset is its folder and nothing beyond: no list entry and no link may lead out of it.
+A dataset is its folder and nothing beyond: no list entry and no link may lead out of it, and nothing is written
+through one that does.
 """
 
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -25,8 +27,14 @@ IMAGE_NAME = "image.jpg"
 DEPTH_NAME = "depth.png"
 META_NAME = "meta.json"
 NORMAL_NAME, MASK_NAME, SEGMENTATION_NAME = "normal.png", "mask.png", "segmentation.png"
-INDEX_NAME = ".index.txt"
-STATE_DIR = ".moge"
+INDEX_NAME, TRAIN_NAME, VALIDATION_NAME = ".index.txt", ".train.txt", ".val.txt"
+LIST_NAMES = (INDEX_NAME, TRAIN_NAME, VALIDATION_NAME)
+STATE_DIR, REPORT_DIR, POINT_CLOUD_DIR = ".moge", "report", "pointclouds"
+
+# What a user decides about a dataset. Thresholds are only read, so they may be shared by a link.
+QUARANTINE_NAME, _SETTINGS_NAME = "quarantine.json", "validation.json"
+
+MAX_LIST_BYTES = 512 << 20
 
 # What `moge inspect` leaves in an instance; it says nothing about the data.
 INSPECTION_NAMES = frozenset({"pointcloud.ply", "depth_vis.png"})
@@ -53,6 +61,13 @@ class Finding:
     evidence: str
     fix: str
 
+    def __post_init__(self) -> None:
+        """Escape bytes that are no UTF-8: a file may be called so, and no table, JSON or terminal takes them."""
+        for name in ("instance", "evidence", "fix"):
+            text = getattr(self, name)
+            if not text.isascii():
+                object.__setattr__(self, name, text.encode("utf-8", "backslashreplace").decode())
+
     def __str__(self) -> str:
         return f"{self.severity} {self.rule} {self.instance}: {self.evidence}. {self.fix}"
 
@@ -76,6 +91,64 @@ def resolve_dataset(dataset_dir: str | Path) -> Path:
             fix=f"Name the dataset's folder, for example {root.parent}.",
         )
     return root
+
+
+def check_state(root: Path) -> None:
+    """Refuse a dataset where what this package writes (lists and `.moge/`) would land outside, or in no file.
+
+    Raises:
+        DatasetError: naming the link that leads out, or what is no file.
+    """
+    state = root / STATE_DIR
+    for name in LIST_NAMES:
+        _check_place(root, root / name)
+        if (root / name).is_dir():
+            raise DatasetError(root / name, "must be a file", found="a folder", fix="Rename it.")
+    _check_place(root, state)
+    report = state / REPORT_DIR
+    for folder in (state, report, report / POINT_CLOUD_DIR):
+        try:
+            entries = list(os.scandir(folder))
+        except OSError:
+            continue  # whoever writes there says so
+        for entry in entries:
+            if folder != state or entry.name != _SETTINGS_NAME:
+                _check_place(root, Path(entry.path))
+
+
+def _check_place(root: Path, path: Path) -> None:
+    # A link that leads nowhere counts too: writing would make the file that it names.
+    target = path.resolve() if path.is_symlink() else path
+    if not target.is_relative_to(root):
+        raise DatasetError(
+            path,
+            "must lie inside the dataset, because this package writes there",
+            found=f"a link to {target}",
+            fix="Replace the link by what it points to, or remove it.",
+        )
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise DatasetError(path, "must be a file", found="a pipe, socket or device", fix="Remove it.")
+
+
+def read_state(path: Path, limit: int) -> bytes:
+    """Contents of a list or of a file in `.moge/`, which must be a file and no pipe that would be waited for.
+
+    Raises:
+        FileNotFoundError: there is none.
+        DatasetError: no regular file, larger than `limit` bytes, or not readable.
+    """
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe, socket or device"
+            raise DatasetError(path, "must be a file", found=kind, fix="Rename or remove it.")
+        if found.st_size > limit:
+            raise DatasetError(path, f"must have at most {limit >> 20} MiB", found=f"{found.st_size >> 20} MiB")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise DatasetError(path, "must be readable", found=error) from error
 
 
 def scan_instances(root: Path) -> tuple[list[str], list[Finding]]:
@@ -138,8 +211,8 @@ def read_index(dataset_dir: str | Path, index_name: str = INDEX_NAME) -> list[st
 
     Raises:
         MissingIndexError: the list does not exist.
-        DatasetError: a line is blank, absolute, leaves the dataset (by `..` or through a link) or is no POSIX path,
-            or the list is empty or no UTF-8 text.
+        DatasetError: a line is blank, absolute, leaves the dataset (by `..` or through a link) or is no plain POSIX
+            path, or the list is empty or no UTF-8 text file.
     """
     instances = []
     for line, problem in check_index(dataset_dir, index_name):
@@ -154,18 +227,16 @@ def check_index(dataset_dir: str | Path, index_name: str = INDEX_NAME) -> Iterat
 
     Raises:
         MissingIndexError: the list does not exist.
-        DatasetError: the list is empty or no UTF-8 text.
+        DatasetError: the list is empty or no UTF-8 text file.
     """
     root = Path(dataset_dir).resolve()
     path = index_path(root, index_name)
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_list_lines(path)
     except FileNotFoundError:
         raise MissingIndexError(
             path, "must list the dataset's instances", found="no such file", fix=missing_index_fix(root, index_name)
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(path, "must be a readable UTF-8 text file", found=error) from error
     if not lines:
         raise DatasetError(path, "must list at least one instance", found="an empty file")
     inside: dict[str, bool] = {}
@@ -173,12 +244,25 @@ def check_index(dataset_dir: str | Path, index_name: str = INDEX_NAME) -> Iterat
         yield line, _problem_of_entry(root, line, f"{path}:{number}", inside)
 
 
+def read_list_lines(path: Path) -> list[str]:
+    """Lines of a list, whatever they say.
+
+    Raises:
+        FileNotFoundError: there is none.
+        DatasetError: no UTF-8 text file.
+    """
+    try:
+        return read_state(path, MAX_LIST_BYTES).decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DatasetError(path, "must be a readable UTF-8 text file", found=error) from error
+
+
 def _problem_of_entry(root: Path, line: str, where: str, inside: dict[str, bool]) -> DatasetError | None:
     try:
         check_entry(line, where=where)
     except DatasetError as problem:
         return problem
-    if _stays_inside(root, line, inside):
+    if stays_inside(root, line, inside):
         return None
     return DatasetError(
         where,
@@ -208,10 +292,23 @@ def missing_index_fix(root: Path, index_name: str) -> str:
 
 
 def check_entry(line: str, where: object) -> None:
-    """Refuse a list entry that is not a plain relative POSIX path.
+    """Refuse a list entry that is not a plain relative POSIX path, in the one way in which it can be written.
 
     Raises:
         DatasetError: naming `where`.
+    """
+    plain = plain_entry(line, where)
+    if plain != line:
+        # Another spelling would pass for another instance.
+        rule = "must be an instance's path without `.`, `//` and a `/` at the end"
+        raise DatasetError(where, rule, found=repr(line), fix=f"Write {plain!r}.")
+
+
+def plain_entry(line: str, where: object) -> str:
+    """The plain way to write a relative POSIX path: `a/b` for `./a//b/`.
+
+    Raises:
+        DatasetError: the path is blank, absolute, leaves the dataset or has backslashes; naming `where`.
     """
     rule = "must be an instance's path relative to the dataset"
     if not line.strip():
@@ -220,9 +317,10 @@ def check_entry(line: str, where: object) -> None:
         raise DatasetError(where, rule, found=f"the absolute path {line!r}", fix="Cut the dataset's folder off it.")
     if "\\" in line:
         raise DatasetError(where, rule, found=f"backslashes in {line!r}", fix="Write `/` between folders.")
-    parts = {part for part in line.split("/") if part not in {"", "."}}
+    parts = [part for part in line.split("/") if part not in {"", "."}]
     if ".." in parts or not parts or "\0" in line:
         raise DatasetError(where, rule, found=repr(line), fix="An instance lies inside the dataset's folder.")
+    return "/".join(parts)
 
 
 def check_instance_links(root: Path, instance: str, file_names: tuple[str, ...]) -> None:
@@ -243,28 +341,41 @@ def check_instance_links(root: Path, instance: str, file_names: tuple[str, ...])
 
 
 def data_files(root: Path) -> Iterator[os.DirEntry[str]]:
-    """Files of all instances and the lists at the top: the data itself, without `.moge/` and what inspection leaves."""
+    """The data itself: files of all instances, lists at the top, and the quarantine and thresholds in `.moge/`.
+
+    What is told of the data does not count: the rest of `.moge/`, what inspection leaves, and the JSON file that
+    `moge complete` writes beside a depth map.
+    """
     stack = [root]
+    if (root / STATE_DIR).is_dir():
+        decided = {QUARANTINE_NAME, _SETTINGS_NAME}
+        yield from (entry for entry in os.scandir(root / STATE_DIR) if entry.name in decided and entry.is_file())
     while stack:
         folder = stack.pop()
         entries = list(os.scandir(folder))
-        is_instance = any(entry.name == META_NAME for entry in entries)
+        names = {entry.name for entry in entries}
+        is_instance = META_NAME in names
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 if entry.name != STATE_DIR:
                     stack.append(Path(entry.path))
             elif folder == root:
-                if entry.name.startswith(".") and entry.name.endswith(".txt"):
+                if entry.name.startswith(".") and entry.name.endswith(".txt") and entry.is_file():
                     yield entry
-            elif is_instance and entry.name not in INSPECTION_NAMES and entry.is_file():
+            elif is_instance and not _is_told_of_data(entry.name, names) and entry.is_file():
                 yield entry
 
 
+def _is_told_of_data(name: str, beside: set[str]) -> bool:
+    describes_map = name.endswith(".json") and name != META_NAME and f"{name[:-5]}.png" in beside
+    return describes_map or name in INSPECTION_NAMES
+
+
 def is_instance_path(instance: str) -> bool:
-    """True for a path that may name a new instance: relative, plain, on one line, outside of `.moge/`."""
+    """True for a path that may name a new instance: relative, plain, on one line, not hidden as `.moge/` is."""
     parts = PurePosixPath(instance).parts
     plain = bool(parts) and ".." not in parts and not PurePosixPath(instance).is_absolute() and "\0" not in instance
-    return plain and parts[0] != STATE_DIR and _fits_a_line(instance)
+    return plain and not parts[0].startswith(".") and _fits_a_line(instance)
 
 
 def _fits_a_line(instance: str) -> bool:
@@ -275,11 +386,15 @@ def _fits_a_line(instance: str) -> bool:
     return instance.splitlines() == [instance] and "\\" not in instance and bool(instance.strip())
 
 
-def _stays_inside(root: Path, instance: str, known: dict[str, bool]) -> bool:
+def stays_inside(root: Path, instance: str, known: dict[str, bool]) -> bool:
+    """True where neither the folder of an instance nor one above it is a link out of the dataset.
+
+    `known` remembers the answers for the next instance.
+    """
     # Instances share their parent folders, so each folder is looked at once.
     if instance not in known:
         parent = instance.rpartition("/")[0] or "."
-        inside = parent == "." or _stays_inside(root, parent, known)
+        inside = parent == "." or stays_inside(root, parent, known)
         path = f"{root}/{instance}"
         known[instance] = inside and (
             not os.path.islink(path)  # noqa: PTH114 - see `scan_instances`

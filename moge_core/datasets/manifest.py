@@ -1,8 +1,9 @@
-"""`.moge/manifest.parquet`: what is known of each instance, and which lists this package wrote.
+"""`.moge/manifest.parquet`: what is known of each instance.
 
 One row an instance and depth file: where it is, when and how it was read, its sizes, depth statistics and findings.
-The table spares later runs from reading unchanged instances again; deleting it costs time, nothing else. It stays in
-columns: a million unchanged instances are compared by their stamps without becoming a million objects.
+The table spares later runs from reading unchanged instances again; deleting it costs time, nothing else (which lists
+are ours stands in `lists.json`). It stays in columns: a million unchanged instances are compared by their stamps
+without becoming a million objects.
 """
 
 from __future__ import annotations
@@ -10,14 +11,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moge_core.datasets.layout import STATE_DIR, Finding
+from moge_core.datasets.layout import LIST_NAMES, STATE_DIR, Finding, check_state
 from moge_core.errors import DatasetError
-from moge_core.io.files import atomic_open
+from moge_core.io.files import atomic_open, final_name
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -83,22 +85,14 @@ class Manifest:
     """The table in memory: columns as they were read, and what was read anew since.
 
     Attributes:
-        written_lists: digests of each list that this package wrote, by the list's name; two while a list is being
-            replaced. A list on disk with another digest is the user's own.
         notes: what else is remembered between runs, by name: values that JSON has.
     """
 
-    def __init__(
-        self,
-        table: pa.Table | None = None,
-        written_lists: dict[str, list[str]] | None = None,
-        notes: dict[str, Any] | None = None,
-    ) -> None:
+    def __init__(self, table: pa.Table | None = None, notes: dict[str, Any] | None = None) -> None:
         self._table = table
         self._fresh: dict[tuple[str, str], InstanceRecord] = {}
         self._dropped: set[tuple[str, str]] = set()
         self._rows: dict[str, dict[str, int]] | None = None
-        self.written_lists = written_lists or {}
         self.notes = notes or {}
         self._saved_header = self._header()
 
@@ -205,8 +199,7 @@ class Manifest:
         self._saved_header = self._header()
 
     def _header(self) -> str:
-        header = {"version": _VERSION, "written_lists": self.written_lists, "notes": self.notes}
-        return json.dumps(header, sort_keys=True)
+        return json.dumps({"version": _VERSION, "notes": self.notes}, sort_keys=True)
 
     def _positions(self) -> dict[str, dict[str, int]]:
         """Row of each instance in the stored table, by depth file."""
@@ -230,35 +223,61 @@ def manifest_path(root: Path) -> Path:
 
 
 def load_manifest(root: Path) -> Manifest:
-    """The dataset's manifest, empty when there is none yet.
-
-    One of an older version is read as far as it says which lists are ours; its instances are read again.
+    """The dataset's manifest, empty when there is none yet or an older version wrote it.
 
     Raises:
         DatasetError: the file is damaged or of a newer version.
+    """
+    manifest, damage = open_manifest(root)
+    if damage is not None:
+        raise damage
+    return manifest
+
+
+def open_manifest(root: Path) -> tuple[Manifest, DatasetError | None]:
+    """As `load_manifest`, for who makes a damaged one anew: an empty one, and what is wrong with the file.
+
+    Raises:
+        DatasetError: the file is of a newer version, or no file.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     path = manifest_path(root)
     if not path.exists():
-        return Manifest()
+        return Manifest(), None
+    if not path.is_file():
+        raise DatasetError(path, "must be a file", fix="Rename or remove it.")
     fix = "Delete the file; `moge index` makes it again."
     try:
         # Into memory: a table that maps the file would change under our hands when it is replaced.
         table = pq.read_table(path, memory_map=False)
         header = json.loads((table.schema.metadata or {})[_METADATA_KEY])
         version = int(header["version"])
-        written_lists = dict(header["written_lists"])
         if version == _VERSION:
             if table.schema.remove_metadata() != _schema():
-                raise DatasetError(path, "must have the columns of its version", found=table.schema.names, fix=fix)
-            return Manifest(table, written_lists, dict(header["notes"]))
-    except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
-        raise DatasetError(path, "must be a readable manifest", found=error, fix=fix) from error
+                problem = "must have the columns of its version"
+                return Manifest(), DatasetError(path, problem, found=table.schema.names, fix=fix)
+            return Manifest(table, dict(header["notes"])), None
+    except (pa.ArrowException, OSError, KeyError, ValueError, TypeError, RecursionError) as error:
+        return Manifest(), DatasetError(path, "must be a readable manifest", found=error, fix=fix)
     if version > _VERSION:
         raise DatasetError(path, f"must be a manifest of version {_VERSION} or older", found=version, fix=fix)
-    return Manifest(None, written_lists)
+    return Manifest(), None
+
+
+def header_lists(root: Path) -> dict[str, list[str]]:
+    """Digests of the lists that a former version wrote, by the list's name; it kept them in the manifest."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = manifest_path(root)
+    try:
+        metadata = pq.read_metadata(path).metadata if path.is_file() else None
+        lists = json.loads((metadata or {})[_METADATA_KEY])["written_lists"]
+        return {str(name): [str(digest) for digest in digests] for name, digests in lists.items()}
+    except (pa.ArrowException, OSError, KeyError, ValueError, TypeError, AttributeError, RecursionError):
+        return {}
 
 
 def save_manifest(root: Path, manifest: Manifest) -> Path:
@@ -292,11 +311,12 @@ def select_records(manifest: Manifest, instances: Sequence[str], depth_name: str
 def locked(root: Path) -> Iterator[None]:
     """Keep other processes from changing a dataset's manifest and lists meanwhile; they wait.
 
-    Temporary files that a killed process left behind are removed, since nobody else can be writing them.
+    Temporary files of these that a killed process left behind are removed, since nobody else can be writing them.
 
     Raises:
-        DatasetError: `.moge/` cannot be written.
+        DatasetError: `.moge/` cannot be written, or a link there or in place of a list leads out of the dataset.
     """
+    check_state(root)
     path = root / STATE_DIR / LOCK_NAME
     try:
         import fcntl
@@ -311,9 +331,17 @@ def locked(root: Path) -> Iterator[None]:
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         for folder in (root, path.parent):
-            for leftover in folder.glob(".*.tmp"):
-                leftover.unlink(missing_ok=True)
+            _remove_leftovers(folder, lists_only=folder == root)
         yield
+
+
+def _remove_leftovers(folder: Path, *, lists_only: bool) -> None:
+    for entry in os.scandir(folder):
+        name = final_name(entry.name)
+        # Beside the lists a user's own hidden files may lie.
+        is_list = name is not None and name.partition(".bak")[0] in LIST_NAMES
+        if name is not None and (is_list or not lists_only) and entry.is_file(follow_symlinks=False):
+            Path(entry.path).unlink(missing_ok=True)
 
 
 def _schema() -> pa.Schema:

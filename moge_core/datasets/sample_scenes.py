@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from moge_core.datasets.layout import DEPTH_NAME, IMAGE_NAME, META_NAME, STATE_DIR, Progress
+from moge_core.datasets.layout import DEPTH_NAME, IMAGE_NAME, META_NAME, STATE_DIR, Progress, check_state
 from moge_core.datasets.parallel import num_cores
 from moge_core.datasets.scenes.outdoors import draw_outdoor
 from moge_core.datasets.scenes.rendering import cast_rays, find_surfaces, rotate, unseen
@@ -89,7 +89,8 @@ def render_sample_scenes(
 
     Raises:
         InputError: an argument out of range.
-        DatasetError: an instance's folder holds something else, as another seed's scene.
+        DatasetError: an instance's folder holds something else, as another seed's scene, or a link leads `.moge` out of
+            the dataset.
     """
     if count < 1:
         raise InputError("count", "must be at least 1", found=count)
@@ -105,6 +106,7 @@ def render_sample_scenes(
     if not missing:
         return sorted(instances)
 
+    check_state(root.resolve())
     state_dir = root / STATE_DIR
     state_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="sample-scenes-", dir=state_dir) as staging:

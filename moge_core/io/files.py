@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,8 @@ PathOrFile: TypeAlias = str | os.PathLike[str] | IO[bytes]
 """Where an artifact is read from or written to: a path, or a file object opened in binary mode."""
 
 _PIECE_BYTES = 1 << 22
+
+_TEMPORARY_NAME = re.compile(r"\.(.+)\.[0-9a-f]{12}\.tmp", re.DOTALL)
 
 
 def name_of(path_or_file: PathOrFile) -> str:
@@ -103,6 +106,12 @@ def atomic_open(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def final_name(name: str) -> str | None:
+    """What the hidden file `name` would have become, had `atomic_open` ended (its first 40 letters); else None."""
+    match = _TEMPORARY_NAME.fullmatch(name)
+    return match[1] if match else None
 
 
 def sync_folder(path: str | os.PathLike[str]) -> None:

@@ -8,10 +8,10 @@ numbers       report.json, and what changed since the former one
 page          the numbers and pictures as report.html
 """
 
+from moge_core.datasets.layout import POINT_CLOUD_DIR
 from moge_core.datasets.quality.report import (
     CONTACT_SHEET_NAME,
     HISTOGRAM_NAME,
-    POINT_CLOUD_DIR,
     QualityReport,
     write_quality_report,
 )

@@ -12,7 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from moge_core.datasets.layout import DEPTH_NAME, INDEX_NAME, Finding, read_index, resolve_dataset
+from moge_core.datasets.layout import (
+    DEPTH_NAME,
+    INDEX_NAME,
+    POINT_CLOUD_DIR,
+    REPORT_DIR,
+    STATE_DIR,
+    Finding,
+    check_state,
+    read_index,
+    resolve_dataset,
+)
 from moge_core.datasets.manifest import InstanceRecord, load_manifest, select_records
 from moge_core.datasets.quality.findings import count_rules, group_findings
 from moge_core.datasets.quality.numbers import (
@@ -31,7 +41,6 @@ from moge_core.io.files import write_bytes
 CONTACT_SHEET_NAME = "contact_sheet.png"
 HISTOGRAM_NAME = "depth_histogram.png"
 PAGE_NAME = "report.html"
-POINT_CLOUD_DIR = "pointclouds"
 
 # Points of all clouds on the page together, and of one: the page must stay light.
 _POINTS_ON_PAGE, _POINTS_OF_CLOUD = 280_000, 40_000
@@ -68,7 +77,7 @@ class QualityReport:
 
 def write_quality_report(
     dataset_dir: str | Path,
-    out_dir: str | Path,
+    out_dir: str | Path | None = None,
     *,
     index_name: str = INDEX_NAME,
     depth_name: str = DEPTH_NAME,
@@ -81,7 +90,8 @@ def write_quality_report(
 
     Args:
         dataset_dir: the dataset.
-        out_dir: folder for the report; made when missing. A report that is there is replaced, and compared with.
+        out_dir: folder for the report, wherever it is; by default `.moge/report` in the dataset. Made when missing. A
+            report that is there is replaced, and compared with.
         index_name: the list to draw from.
         depth_name: file name of the depth maps.
         num_samples: instances to show; all of a shorter list.
@@ -91,14 +101,18 @@ def write_quality_report(
 
     Raises:
         MissingIndexError: the list does not exist.
-        DatasetError: the list is malformed, or none of its instances can be shown.
+        DatasetError: the list is malformed, none of its instances can be shown, or a link in the dataset would lead
+            the report out of it.
         InputError: fewer than one sample, or a depth unit that is not positive.
     """
     if num_samples < 1:
         raise InputError("num_samples", "must be at least 1", found=num_samples)
     if depth_unit is not None and not (depth_unit > 0 and np.isfinite(depth_unit)):
         raise InputError("depth_unit", "must be positive, in metres", found=depth_unit)
-    root, out = resolve_dataset(dataset_dir), Path(out_dir).resolve()
+    root = resolve_dataset(dataset_dir)
+    if out_dir is None:
+        check_state(root)
+    out = (root / STATE_DIR / REPORT_DIR if out_dir is None else Path(out_dir)).resolve()
     listed = list(dict.fromkeys(read_index(root, index_name)))
     out.mkdir(parents=True, exist_ok=True)
     # Clouds of an earlier report would pass for clouds of this one.
