@@ -92,8 +92,8 @@ def print_import(report: ImportReport, out: Path) -> None:
         entry["depth_unit"] = report.depth_unit
     elif report.metric is None:
         click.echo(
-            "  note: Instances differ in their unit, or some have none. The entry leaves depth_unit out, so that none is"
-            " taken as metric; import those of one unit into a dataset of their own to use their scale."
+            "  note: Instances differ in their unit, or some have none. The entry leaves depth_unit out, so that none"
+            " is taken as metric; import those of one unit into a dataset of their own to use their scale."
         )
     click.echo("\nEntry for `data.datasets` of a training configuration:\n")
     click.echo(json.dumps(entry, indent=4))

@@ -21,6 +21,8 @@ from moge_core.io import limits
 from moge_core.io.opencv import cv2
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
+END = b"\x00\x00\x00\x00IEND\xae\x42\x60\x82"
+"""The chunk that every PNG ends with."""
 GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6
 _COLOR_NAMES = {GREY: "grey", RGB: "RGB", PALETTE: "palette", GREY_ALPHA: "grey and alpha", RGBA: "RGBA"}
 

@@ -39,6 +39,7 @@ _DECODER_ERRORS = (MoGeError, OSError, ArithmeticError, LookupError, MemoryError
 # Rights and links can be mended without a file's size or time changing: such instances are read again each time.
 _NOT_OF_CONTENTS = frozenset({"files-readable", "folder-readable", "inside-root"})
 _MOST_TAIL = 0.15
+_PNG_HEAD = 1 << 16
 # Depth in fewer different steps is made of terraces, whose shape says nothing.
 _LEAST_LEVELS = 64
 _FINEST_IMAGE = 160  # longer side of the picture that edges are looked for in; JPEG decodes to about that size
@@ -122,13 +123,14 @@ class _Examination:
         self.findings: list[Finding] = []
         self.digest = hashlib.sha256()
         self.values: dict[str, Any] = {}
+        self.contents: dict[str, bytes] = {}
 
     def run(self, *, full: bool) -> InstanceRecord:
         stamp = instance_stamp(self.folder, self.depth_name)
         try:
             if self._files_are_there():
                 self._check_meta()
-                self._check_sizes()
+                self._check_sizes(full=full)
                 if full:
                     grey = self._check_image()
                     self._check_depth(grey)
@@ -253,25 +255,24 @@ class _Examination:
                 f" {ratio:.2g} times this size",
             )
 
-    def _check_sizes(self) -> None:
+    def _check_sizes(self, *, full: bool) -> None:
         from moge_core.io import read_image_size
 
         sizes: dict[str, tuple[int, int]] = {}
         maps = [name for name in _MAP_NAMES if name in self.present]
         for name in (IMAGE_NAME, self.depth_name, *maps):
             try:
-                sizes[name] = read_image_size(self.folder / name)
+                # What is decoded later is read once, and its size taken from that.
+                whole = full and name not in maps
+                sizes[name] = read_image_size(self._open(name) if whole else self.folder / name)
             except OSError as error:
                 self._found_unreadable(error)
             except MoGeError as error:
-                rule = (
-                    "maps-decodable"
-                    if name in maps
-                    else "image-decodable"
-                    if name == IMAGE_NAME
-                    else _depth_rule(error)
-                )
-                self._found(rule, f"{name}: {_reason(error)}" if name in maps else _reason(error), _fix(error))
+                if name in maps:
+                    self._found("maps-decodable", f"{name}: {_reason(error)}", _fix(error))
+                else:
+                    rule = "image-decodable" if name == IMAGE_NAME else _depth_rule(error)
+                    self._found(rule, _reason(error), _fix(error))
         if len(set(sizes.values())) > 1:
             told = ", ".join(f"{name} is {width}x{height}" for name, (width, height) in sizes.items())
             self._found("sizes-agree", told)
@@ -356,17 +357,19 @@ class _Examination:
         self._check_unit(telling=telling)
 
     def _check_maps(self) -> None:
-        """Chunks and checksums of the further maps; decoding them would cost more than all the rest."""
+        """Beginning and end of the further maps; decoding them would cost more than all the rest."""
         from moge_core.io import limits
-        from moge_core.io.files import read_bytes
-        from moge_core.io.png import RGB, parse_png
+        from moge_core.io.png import END, RGB, parse_png
 
         for name in _MAP_NAMES:
             if name not in self.present or any(finding.rule == "maps-decodable" for finding in self.findings):
                 continue
             path = self.folder / name
             try:
-                header = parse_png(read_bytes(path, limit=limits.MAX_FILE_BYTES), str(path))
+                with path.open("rb") as file:
+                    header = parse_png(file.read(_PNG_HEAD), str(path), header_only=True)
+                    file.seek(-min(len(END), file.seek(0, os.SEEK_END)), os.SEEK_END)
+                    is_whole = file.read() == END
                 limits.check_pixel_count(str(path), header.width, header.height)
             except OSError as error:
                 self._found_unreadable(error)
@@ -374,12 +377,13 @@ class _Examination:
             except MoGeError as error:
                 self._found("maps-decodable", f"{name}: {_reason(error)}", _fix(error))
                 continue
-            if name == NORMAL_NAME and (header.bit_depth, header.color_type) != (16, RGB):
+            if not is_whole:
+                self._found("maps-decodable", f"{name} does not end as a PNG does: it was cut off")
+            elif name == NORMAL_NAME and (header.bit_depth, header.color_type) != (16, RGB):
                 self._found("maps-decodable", f"{name} is {header.pixel_format}, not 16-bit RGB")
 
     def _check_geometry(self, coded: Any, grey: npt.NDArray[np.uint8] | None, *, has_shape: bool) -> None:
         from moge_core.datasets.validation.geometry import (
-            REGISTRATION_GRID,
             camera_height,
             count_votes,
             grid_of,
@@ -398,7 +402,7 @@ class _Examination:
                     self._found(rule, evidence)
                 height = camera_height(scaled, self.intrinsics)
                 self.values["camera_height"] = None if height is None else height * median
-            registration = None if grey is None else register(grey, grid_of(coded, REGISTRATION_GRID))
+            registration = None if grey is None else register(grey, grid)
         if registration is not None:
             for rule, evidence in judge_registration(registration, self.settings):
                 self._found(rule, evidence)
@@ -431,13 +435,17 @@ class _Examination:
         return _NamedBytes(self._read(name), str(self.folder / name))
 
     def _read(self, name: str) -> bytes:
+        """A file, read once and counted into the fingerprint."""
         from moge_core.io import limits
         from moge_core.io.files import read_bytes
 
+        if name in self.contents:
+            return self.contents[name]
         limit = limits.MAX_META_BYTES if name == META_NAME else limits.MAX_FILE_BYTES
         data = read_bytes(self.folder / name, limit=limit)
         self.digest.update(f"\0{name}\0{len(data)}\0".encode())
         self.digest.update(data)
+        self.contents[name] = data
         return data
 
 

@@ -160,7 +160,7 @@ def _other_densities(records: Sequence[InstanceRecord], settings: ValidationSett
 
 
 def _parts(records: Sequence[InstanceRecord], *, by_scene: bool = False) -> list[list[InstanceRecord]]:
-    """Instances that may be compared: those of one top folder (or of one scene), and the rest of small ones together."""
+    """Instances that may be compared: those of one top folder (or scene), and the rest of small ones together."""
     groups: dict[str, list[InstanceRecord]] = defaultdict(list)
     for record in records:
         groups[_scene(record.path) if by_scene else PurePosixPath(record.path).parts[0]].append(record)

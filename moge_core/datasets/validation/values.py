@@ -5,8 +5,10 @@ One count of 65,536 codes gives median, levels, steps and walls exactly, without
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +16,7 @@ import numpy.typing as npt
 from moge_core.datasets.validation.settings import ValidationSettings
 from moge_core.io.depth import INFINITE_CODE, UNKNOWN_CODE, CodedDepth
 
+_MOST_COARSE_LEVELS = 4096
 # Stored 65535 by units a metre: millimetres, TUM, KITTI, Replica, and other scales in use.
 _MARKER = 65535
 _MARKER_SCALES = (1000.0, 5000.0, 256.0, 6553.5, 10000.0, 4000.0, 512.0, 100.0, 1.0)
@@ -39,17 +42,16 @@ class DepthValues:
     @classmethod
     def of(cls, coded: CodedDepth) -> DepthValues:
         """Count the codes of a map."""
-        histogram = np.bincount(coded.codes.ravel(), minlength=INFINITE_CODE + 1)
-        present = np.flatnonzero(histogram[UNKNOWN_CODE + 1 : INFINITE_CODE]) + UNKNOWN_CODE + 1
-        levels, counts = coded.depth_of_code[present].astype(np.float64), histogram[present]
+        histogram = _count(coded.codes)
+        present = np.flatnonzero(histogram[UNKNOWN_CODE + 1 : INFINITE_CODE] > 0) + UNKNOWN_CODE + 1
+        levels, counts = coded.depth_of_code[present], histogram[present].astype(np.int64)
         # Near and far so close together give several codes one value.
-        starts = np.flatnonzero(np.diff(levels, prepend=-1.0))
-        if starts.size < levels.size:
-            counts = np.add.reduceat(counts, starts)
-            levels = levels[starts]
-        return cls(levels, counts, coded.codes.size, int(histogram[INFINITE_CODE]))
+        if (levels[1:] == levels[:-1]).any():
+            starts = np.flatnonzero(np.diff(levels, prepend=np.float32(-1)))
+            levels, counts = levels[starts], np.add.reduceat(counts, starts)
+        return cls(levels.astype(np.float64), counts, coded.codes.size, int(histogram[INFINITE_CODE]))
 
-    @property
+    @functools.cached_property
     def num_known(self) -> int:
         """Pixels of finite depth."""
         return int(self.counts.sum())
@@ -69,6 +71,17 @@ class DepthValues:
         cumulative = np.cumsum(self.counts)
         low, high = np.searchsorted(cumulative, [(self.num_known - 1) // 2, self.num_known // 2], side="right")
         return float((self.levels[low] + self.levels[high]) / 2)
+
+
+def _count(codes: npt.NDArray[np.uint16]) -> npt.NDArray[Any]:
+    """How often each of the 65,536 codes occurs."""
+    from moge_core.io.opencv import cv2
+
+    # OpenCV counts faster, in float32, which holds whole numbers up to 2^24.
+    if codes.size > 1 << 24:
+        return np.bincount(codes.ravel(), minlength=INFINITE_CODE + 1)
+    counted = cv2.calcHist([codes], [0], None, [INFINITE_CODE + 1], [0, INFINITE_CODE + 1])
+    return np.asarray(counted).ravel()
 
 
 def judge_values(values: DepthValues, settings: ValidationSettings, unit: float | None) -> Iterator[tuple[str, str]]:
@@ -123,8 +136,11 @@ def _wall(values: DepthValues, settings: ValidationSettings) -> tuple[str, str] 
 def _sky(values: DepthValues, settings: ValidationSettings, unit: float | None) -> tuple[str, str] | None:
     """Pixels far behind a gap that no surface bridges: at nearly one depth, or farther than surfaces are seen."""
     levels, counts = values.levels, values.counts
+    wide = levels[1:] >= settings.sky_gap * levels[:-1]
+    if not wide.any():
+        return None
     behind = np.cumsum(counts[::-1])[::-1] / values.num_known
-    wide = (levels[1:] >= settings.sky_gap * levels[:-1]) & (behind[1:] >= 0.01) & (behind[1:] <= 0.9)
+    wide &= (behind[1:] >= 0.01) & (behind[1:] <= 0.9)
     if not wide.any():
         return None
     first = int(np.flatnonzero(wide)[-1]) + 1
@@ -156,7 +172,8 @@ def _marker(values: DepthValues, settings: ValidationSettings) -> str | None:
 
 def _coarseness(values: DepthValues, settings: ValidationSettings) -> Iterator[tuple[str, str]]:
     num_levels = values.levels.size
-    if num_levels < 2:
+    # So many steps of a few per cent would span more than any depth map does.
+    if not 2 <= num_levels <= _MOST_COARSE_LEVELS:
         return
     # Few returns cannot show many levels: a sweep of a hundred points says nothing about bits. Structured light has few
     # too, by nature, as far apart as the square of their depth; those of 8 bits are evenly spaced.
