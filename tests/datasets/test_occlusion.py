@@ -36,6 +36,7 @@ def hidden(points: Array, uv: Array, sensor: Array | None) -> Array:
     gap=st.floats(1.4, 5),
 )
 @example(side=0.5, height=0, back=0, near=7.5, gap=1.75)
+@example(side=0.0007895730749958101, height=0.25, back=0.0, near=6.5, gap=2.0)
 @settings(max_examples=30, deadline=None)
 def test_no_wall_remains_among_the_points_of_a_box_before_it_and_nothing_visible_goes(
     side: float, height: float, back: float, near: float, gap: float
@@ -46,13 +47,16 @@ def test_no_wall_remains_among_the_points_of_a_box_before_it_and_nothing_visible
     uv, inside = in_picture(points)
     points, uv, on_box = points[inside], uv[inside], number[inside] == 0
     column, row = np.floor(uv).astype(int).T
-    kept = np.isclose(depth[row, column], points[:, 2], rtol=1e-6)
+    # A pixel may hold two points of one surface, of which the nearer is kept.
+    kept = np.isclose(depth[row, column], points[:, 2], rtol=0.01)
     assert kept[on_box].all()
     # Of two points in one pixel the nearer is kept.
     pixel = row * WIDTH + column
-    assert kept[~on_box & ~box.covers(points) & ~np.isin(pixel, pixel[on_box])].all()
-    # Between the outermost returns and the edge nobody knows how far the box reaches.
+    # Nobody knows to the last part of a pixel how far the box reaches: neither just outside of its outermost returns nor
+    # between them and its edge.
     low, high = uv[on_box].min(axis=0), uv[on_box].max(axis=0)
+    beside = ((uv > low - 0.5) & (uv < high + 0.5)).all(axis=1)
+    assert kept[~on_box & ~beside & ~box.covers(points) & ~np.isin(pixel, pixel[on_box])].all()
     among = ((uv > low + 0.5) & (uv < high - 0.5)).all(axis=1)
     assert not kept[~on_box & among].any()
 
