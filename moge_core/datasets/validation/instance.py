@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from moge_core.datasets.layout import (
     check_instance_links,
 )
 from moge_core.datasets.manifest import InstanceRecord
+from moge_core.datasets.validation.cameras import camera_problem, judge_camera, judge_pixels
 from moge_core.datasets.validation.catalogue import RULES
 from moge_core.datasets.validation.settings import ValidationSettings
 from moge_core.errors import MoGeError
@@ -38,11 +38,9 @@ _KNOWN_NAMES = frozenset({IMAGE_NAME, META_NAME, *_MAP_NAMES, *INSPECTION_NAMES}
 _DECODER_ERRORS = (MoGeError, OSError, ArithmeticError, LookupError, MemoryError, RecursionError, TypeError, ValueError)
 # Rights and links can be mended without a file's size or time changing: such instances are read again each time.
 _NOT_OF_CONTENTS = frozenset({"files-readable", "folder-readable", "inside-root"})
-_MOST_TAIL = 0.15
 _PNG_HEAD = 1 << 16
 # Depth in fewer different steps is made of terraces, whose shape says nothing.
 _LEAST_LEVELS = 64
-_FINEST_IMAGE = 160  # longer side of the picture that edges are looked for in; JPEG decodes to about that size
 
 
 def instance_stamp(folder: str | Path, depth_name: str) -> str:
@@ -235,25 +233,15 @@ class _Examination:
         self.scale_free = self.depth_unit is None and isinstance(meta.get("source"), dict)
         self.values |= {"depth_unit": self.depth_unit, "scale_free": self.scale_free}
         intrinsics = meta["intrinsics"].astype(np.float64)
-        problem = _intrinsics_problem(intrinsics)
+        problem = camera_problem(intrinsics)
         if problem is not None:
             self._found(*problem)
             return
         self.intrinsics = intrinsics
         fov_x, fov_y = (float(np.degrees(fov)) for fov in intrinsics_to_fov(intrinsics))
         self.values |= {"fov_x": fov_x, "fov_y": fov_y}
-        text = _camera_text(intrinsics)
-        least, most = self.settings.min_fov_deg, self.settings.max_fov_deg
-        if not (least <= min(fov_x, fov_y) and max(fov_x, fov_y) <= most):
-            self._found("fov-plausible", f"{text}: a field of view of {fov_x:.4g} x {fov_y:.4g} degrees")
-        off_x, off_y = intrinsics[0, 2] - 0.5, intrinsics[1, 2] - 0.5
-        if min(abs(off_x), abs(off_y)) > self.settings.scaled_centre and abs(off_x - off_y) < 0.2 * abs(off_x + off_y):
-            ratio = (intrinsics[0, 2] + intrinsics[1, 2]) or 1.0
-            self._found(
-                "intrinsics-of-this-size",
-                f"{text}: the principal point is {ratio:.2g} times the centre in both directions, as of an image"
-                f" {ratio:.2g} times this size",
-            )
+        for rule, evidence in judge_camera(intrinsics, (fov_x, fov_y), self.settings):
+            self._found(rule, evidence)
 
     def _check_sizes(self, *, full: bool) -> None:
         from moge_core.io import read_image_size
@@ -279,27 +267,21 @@ class _Examination:
         if IMAGE_NAME in sizes:
             self.values["width"], self.values["height"] = sizes[IMAGE_NAME]
             if self.intrinsics is not None:
-                self._check_pixel_shape(*sizes[IMAGE_NAME])
-
-    def _check_pixel_shape(self, width: int, height: int) -> None:
-        assert self.intrinsics is not None
-        aspect = (self.intrinsics[0, 0] * width) / (self.intrinsics[1, 1] * height)
-        # Sides are whole pixels: a tiny image cannot have the shape of its camera exactly.
-        allowed = self.settings.max_pixel_aspect * (1 + 1 / min(width, height))
-        if not 1 / allowed <= aspect <= allowed:
-            text = _camera_text(self.intrinsics)
-            self._found("pixels-square", f"{text} at {width}x{height}: pixels {1 / aspect:.2f} times as wide as high")
+                for rule, evidence in judge_pixels(self.intrinsics, *sizes[IMAGE_NAME], self.settings):
+                    self._found(rule, evidence)
 
     def _check_image(self) -> npt.NDArray[np.uint8] | None:
-        """Decode the image, and return it grey and no larger than edges need."""
+        """Decode the image, and return it grey and no larger than edges need; None where it cannot be compared."""
+        from moge_core.datasets.validation.pictures import decode_grey, judge_picture
         from moge_core.io.headers import parse_image_header
         from moge_core.io.limits import check_pixel_count
-        from moge_core.io.opencv import cv2
 
+        name = str(self.folder / IMAGE_NAME)
         try:
             data = self._read(IMAGE_NAME)
-            header = parse_image_header(data, str(self.folder / IMAGE_NAME))
-            check_pixel_count(str(self.folder / IMAGE_NAME), header.width, header.height)
+            header = parse_image_header(data, name)
+            check_pixel_count(name, header.width, header.height)
+            grey = decode_grey(data, header, name)
         except OSError as error:
             self._found_unreadable(error)
             return None
@@ -307,28 +289,8 @@ class _Examination:
             self._found_once("image-decodable", error)
             return None
         self.values["image_digest"] = hashlib.sha256(data).hexdigest()[:32]
-        longer = max(header.width, header.height)
-        reduced = {
-            2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
-            4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
-            8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
-        }
-        factor = max((factor for factor in reduced if longer / factor >= _FINEST_IMAGE), default=1)
-        mode = reduced.get(factor, cv2.IMREAD_GRAYSCALE) | cv2.IMREAD_IGNORE_ORIENTATION
-        try:
-            grey = cv2.imdecode(np.frombuffer(data, np.uint8), mode)
-        except cv2.error as error:
-            grey, reason = None, str(error)
-        else:
-            reason = "damaged pixels behind a valid header"
-        expected = (math.ceil(header.height / factor), math.ceil(header.width / factor))
-        if grey is None or any(abs(a - b) > 1 for a, b in zip(grey.shape, expected, strict=True)):
-            self._found("image-decodable", reason)
-            return None
-        if grey.size >= self.settings.min_pixels // factor**2 and grey.size > 1 and float(grey.std()) < 1.0:
-            self._found("image-varies", f"every pixel is about {round(float(grey.mean()))} of 255")
-        elif (tail := _grey_tail(grey)) > _MOST_TAIL:
-            self._found("image-varies", f"the lowest {tail:.0%} of the image are one grey, as of a truncated JPEG")
+        for rule, evidence in judge_picture(grey, header.width * header.height, self.settings):
+            self._found(rule, evidence)
         return grey if header.orientation == 1 else None
 
     def _check_depth(self, grey: npt.NDArray[np.uint8] | None) -> None:
@@ -455,42 +417,6 @@ class _NamedBytes(io.BytesIO):
     def __init__(self, data: bytes, name: str) -> None:
         super().__init__(data)
         self.name = name
-
-
-def _intrinsics_problem(K: npt.NDArray[np.float64]) -> tuple[str, str] | tuple[str, str, str] | None:
-    """Rule, evidence and, where the catalogue's does not fit, fix where a matrix is no normalised camera."""
-    text = _camera_text(K)
-    # Exactly, as all geometry demands it: what is almost a camera fails there.
-    if (K[2] != (0, 0, 1)).any():
-        evidence = f"the last row is {K[2].tolist()}, not [0, 0, 1]"
-        is_transposed = np.allclose(K[:, 2], (0, 0, 1), atol=1e-6)
-        return "intrinsics-row-major", evidence, "Transpose it." if is_transposed else "Write [0, 0, 1] there."
-    if K[1, 0] != 0:
-        return "intrinsics-row-major", f"K[1][0] is {K[1, 0]:g}, not 0", "Write 0 there."
-    if max(abs(K[0, 2]), abs(K[1, 2])) > 2 and max(abs(K[0, 0]), abs(K[1, 1])) > 2:
-        return "intrinsics-normalised", f"{text}: these are pixels"
-    if K[0, 0] <= 0 or K[1, 1] <= 0:
-        return "focal-positive", f"{text}: a focal length is not positive"
-    if not (0 < K[0, 2] < 1 and 0 < K[1, 2] < 1):
-        return "principal-point-inside", f"{text}: the principal point is outside the image"
-    fov = min(2 * math.degrees(math.atan(0.5 / f)) for f in (K[0, 0], K[1, 1]))
-    if fov < 0.5:
-        fix = "Divide focal lengths by the image size."
-        return "intrinsics-normalised", f"{text}: a field of view of {fov:.2g} degrees", fix
-    return None
-
-
-def _grey_tail(grey: npt.NDArray[np.uint8]) -> float:
-    """Share of the rows at the bottom that are all of one value, neither black nor white."""
-    if min(grey.shape) < 16 or not 4 < int(grey[-1, 0]) < 251:
-        return 0.0
-    flat = (np.abs(grey.astype(np.int16) - int(grey[-1, 0])) <= 1).all(axis=1)
-    different = np.flatnonzero(~flat)
-    return 1 - (int(different[-1]) + 1) / grey.shape[0] if different.size else 0.0
-
-
-def _camera_text(K: npt.NDArray[np.float64]) -> str:
-    return f"fx = {K[0, 0]:g}, fy = {K[1, 1]:g}, cx = {K[0, 2]:g}, cy = {K[1, 2]:g}"
 
 
 def _is_another_depth(name: str) -> bool:
