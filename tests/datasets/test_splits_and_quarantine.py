@@ -311,6 +311,14 @@ def test_validate_puts_broken_instances_aside_when_asked(data: Path, write_insta
     assert read_quarantine(data) == {}
 
 
+def test_without_a_list_what_is_in_quarantine_is_not_checked(data: Path, write_instance: Write) -> None:
+    for name in "ab":
+        write_instance(name)
+    (data / "a" / "depth.png").write_bytes(b"no picture")
+    quarantine_instances(data, {"a": "broken"})
+    assert validate_dataset(data) == []
+
+
 def test_a_damaged_quarantine_is_an_error_that_names_the_file(data: Path, write_instance: Write) -> None:
     write_instance("a")
     (data / ".moge").mkdir()

@@ -84,6 +84,8 @@ def listed_instances(root: Path, index_name: str, settings: ValidationSettings) 
     if index_name == INDEX_NAME and not index_path(root, index_name).exists():
         instances, findings = scan_instances(root)
         if instances:
+            put_aside = read_quarantine(root)
+            instances = [instance for instance in instances if instance not in put_aside]
             return instances, apply_settings(findings, settings)
     named: list[str] = []
     problems: list[Finding | None] = []

@@ -112,7 +112,7 @@ def load_settings(root: Path, path: str | Path | None = None) -> ValidationSetti
         ConfigError: no such file, an unknown key, or a value of the wrong kind.
     """
     own = root / STATE_DIR / SETTINGS_NAME
-    if path is None and not own.exists():
+    if path is None and not own.is_file():
         return ValidationSettings()
     chosen = own if path is None else Path(path)
     return parse_as(ValidationSettings, load_json(chosen), chosen)
