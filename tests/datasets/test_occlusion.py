@@ -52,8 +52,8 @@ def test_no_wall_remains_among_the_points_of_a_box_before_it_and_nothing_visible
     assert kept[on_box].all()
     # Of two points in one pixel the nearer is kept.
     pixel = row * WIDTH + column
-    # Nobody knows to the last part of a pixel how far the box reaches: neither just outside of its outermost returns nor
-    # between them and its edge.
+    # Nobody knows to the last part of a pixel how far the box reaches: neither just outside of its outermost returns
+    # nor between them and its edge.
     low, high = uv[on_box].min(axis=0), uv[on_box].max(axis=0)
     beside = ((uv > low - 0.5) & (uv < high + 0.5)).all(axis=1)
     assert kept[~on_box & ~beside & ~box.covers(points) & ~np.isin(pixel, pixel[on_box])].all()
