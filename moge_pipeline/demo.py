@@ -118,13 +118,14 @@ Affine-invariant point error (rel) on {SCENES[HELDOUT_DATA][0]} scenes that the 
 What was made:
     dataset                {TRAIN_DATA} ({SCENES[TRAIN_DATA][0]} scenes; list in {TRAIN_DATA / ".index.txt"})
     point clouds           {len(plys)} PLY files below {QUALITY_ROOT}, e.g. {plys[0] if plys else "-"}
-    pictures               {next(iter(QUALITY_ROOT.glob("*.png")), "-")}
+    the data as a page     {next(iter(QUALITY_ROOT.glob("*.html")), "-")}
     checkpoints            {workspace.checkpoint_dir}
     predictions            {workspace.path / "vis"}
     metrics                {workspace.metrics_path}
 
 How to look at it:
     make dev               Dagster at http://127.0.0.1:3000 (lineage, runs), MLflow at http://127.0.0.1:5000
+    open the page          in any browser; its point clouds can be turned
     open a PLY             in MeshLab, CloudCompare or Blender""")
 
 

@@ -61,7 +61,7 @@ class ValidationSettings(StrictModel):
     """Pixel triples on planes before the shape of depth is judged."""
     registration_shift: float = 0.015
     """Share of the image's longer side by which depth may be shifted."""
-    min_registration: float = 0.03
+    min_registration: float = 0.0
     """Correlation of the edges of image and depth below which they seem to show different things."""
     min_depth_m: float = 0.05
     """Least plausible median depth of metric data."""
