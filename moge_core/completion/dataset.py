@@ -24,7 +24,10 @@ from moge_core.datasets.layout import (
     DEPTH_NAME,
     IMAGE_NAME,
     INDEX_NAME,
+    MASK_NAME,
     META_NAME,
+    NORMAL_NAME,
+    SEGMENTATION_NAME,
     check_instance_links,
     read_index,
     resolve_dataset,
@@ -39,7 +42,7 @@ if TYPE_CHECKING:
 OUTPUT_NAME = "depth_completed.png"
 _RULES_VERSION = 1
 """Raised when a change of the method makes maps of before out of date."""
-_RESERVED = frozenset({IMAGE_NAME, META_NAME, "normal.png", "mask.png", "segmentation.png"})
+_RESERVED = frozenset({IMAGE_NAME, META_NAME, NORMAL_NAME, MASK_NAME, SEGMENTATION_NAME})
 _TILE_HEIGHT = 150
 # Completion may reach beyond the known depths, by a bounded factor only; 16 bits are then still fine steps.
 _MAX_RANGE = 1e9

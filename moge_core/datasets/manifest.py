@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -300,11 +300,6 @@ def save_manifest(root: Path, manifest: Manifest) -> Path:
         raise DatasetError(path, "must be writable", found=error) from error
     manifest.saved(table)
     return path
-
-
-def select_records(manifest: Manifest, instances: Sequence[str], depth_name: str) -> list[InstanceRecord]:
-    """Records of `instances` in their order, without those that were never read."""
-    return manifest.select(instances, depth_name)
 
 
 @contextlib.contextmanager

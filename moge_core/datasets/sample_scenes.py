@@ -22,7 +22,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from moge_core.datasets.layout import DEPTH_NAME, IMAGE_NAME, META_NAME, STATE_DIR, Progress, check_state
+from moge_core.datasets.layout import (
+    DEPTH_NAME,
+    IMAGE_NAME,
+    META_NAME,
+    NORMAL_NAME,
+    STATE_DIR,
+    Progress,
+    check_state,
+)
 from moge_core.datasets.parallel import num_cores
 from moge_core.datasets.scenes.outdoors import draw_outdoor
 from moge_core.datasets.scenes.rendering import cast_rays, find_surfaces, rotate, unseen
@@ -32,8 +40,6 @@ from moge_core.datasets.scenes.workers import report, run_workers, take_order
 from moge_core.datasets.scenes.world import World
 from moge_core.errors import DatasetError, InputError, MoGeError
 from moge_core.io import read_meta, write_depth, write_image, write_meta, write_normal
-
-NORMAL_NAME = "normal.png"
 
 _logger = logging.getLogger(__name__)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import os
 import re
 import secrets
@@ -25,6 +26,14 @@ PathOrFile: TypeAlias = str | os.PathLike[str] | IO[bytes]
 _PIECE_BYTES = 1 << 22
 
 _TEMPORARY_NAME = re.compile(r"\.(.+)\.[0-9a-f]{12}\.tmp", re.DOTALL)
+
+
+class NamedBytes(io.BytesIO):
+    """Bytes in memory that errors call by the name of the file that they are of."""
+
+    def __init__(self, name: str | os.PathLike[str], data: bytes = b"") -> None:
+        super().__init__(data)
+        self.name = os.fspath(name)
 
 
 def name_of(path_or_file: PathOrFile) -> str:

@@ -12,12 +12,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from moge_core.datasets.layout import IMAGE_NAME, META_NAME, check_instance_links
+from moge_core.datasets.layout import IMAGE_NAME, META_NAME, NORMAL_NAME, check_instance_links
 from moge_core.errors import InstanceError, MoGeError
 from moge_core.geometry import depth_map_edge, depth_map_to_normal_map
 from moge_core.io import limits, read_image, read_image_size, read_meta, read_normal
 from moge_core.io.depth import INFINITE_CODE, UNKNOWN_CODE, CodedDepth, read_depth_codes
-from moge_core.io.files import read_bytes
+from moge_core.io.files import NamedBytes, read_bytes
 from moge_core.io.opencv import cv2
 from moge_core.loading.augmentation import augment
 from moge_core.loading.config import DataConfig
@@ -25,8 +25,6 @@ from moge_core.loading.depth_cache import DepthCache
 from moge_core.loading.stages import StageClock
 from moge_core.loading.view import View, checked_intrinsics, sample_view
 from moge_core.loading.warp import Interpolation, Region, Warp
-
-NORMAL_NAME = "normal.png"
 
 # The depth that is interpolated must vary smoothly; a relative Laplacian of disparity tells where it does not.
 _EDGE_TOLERANCE, _EDGE_KERNEL = 0.01, 5
@@ -251,7 +249,7 @@ def _open(recipe: Recipe, instance: str) -> _Files:
     with _obeying("intrinsics-normalised", folder):
         checked_intrinsics(intrinsics)
     depth_path = folder / recipe.depth_name
-    contents: dict[str, _NamedBytes] = {}
+    contents: dict[str, NamedBytes] = {}
     sizes: dict[str, tuple[int, int]] = {}
     cached_depth = recipe.depth_cache.get(depth_path) if recipe.depth_cache else None
     if cached_depth is not None:
@@ -259,7 +257,8 @@ def _open(recipe: Recipe, instance: str) -> _Files:
         sizes[names.pop("depth")] = width, height
     for kind in sorted(names.keys() - {"meta"}):
         with _obeying(f"{kind}-decodable", folder):
-            contents[kind] = _NamedBytes(folder / names[kind])
+            path = folder / names[kind]
+            contents[kind] = NamedBytes(path, read_bytes(path, limit=limits.MAX_FILE_BYTES))
             sizes[names[kind]] = read_image_size(contents[kind])
             contents[kind].seek(0)
     if len(set(sizes.values())) > 1:
@@ -276,14 +275,6 @@ def _open(recipe: Recipe, instance: str) -> _Files:
         depth_path,
         cached_depth,
     )
-
-
-class _NamedBytes(io.BytesIO):
-    """A whole file in memory that errors still call by its path."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(read_bytes(path, limit=limits.MAX_FILE_BYTES))
-        self.name = str(path)
 
 
 @contextlib.contextmanager

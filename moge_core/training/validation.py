@@ -12,14 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from moge_core.datasets import read_index
+from moge_core.datasets.layout import VALIDATION_NAME
 from moge_core.errors import MoGeError
 from moge_core.evaluation import score_instances
 from moge_core.loading import DataConfig
 from moge_core.models import MoGeModel
 
 logger = logging.getLogger(__name__)
-
-VALIDATION_INDEX = ".val.txt"
 
 
 @dataclass(frozen=True)
@@ -61,8 +60,8 @@ def split_datasets(data: DataConfig, fraction: float, most: int) -> Split:
             continue
         root = dataset.resolved_path()
         index = read_index(root, dataset.index)
-        if (root / VALIDATION_INDEX).is_file():
-            chosen = read_index(root, VALIDATION_INDEX)
+        if (root / VALIDATION_NAME).is_file():
+            chosen = read_index(root, VALIDATION_NAME)
         else:
             chosen = [name for name in index if _place(dataset.name, name) < fraction]
         barred = set(chosen)

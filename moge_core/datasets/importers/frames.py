@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy.typing as npt
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics
 from moge_core.datasets.importers.records import ImportSettings, Record, Resolution, Stored, StoredDepth, StoredPoints
 from moge_core.errors import InstanceError
+from moge_core.io.files import NamedBytes, read_bytes
 
 # Shapes of image and depth may differ by so much and still be one picture: 1296x968 and 640x480 of ScanNet do.
 _SHAPE_TOLERANCE = 0.015
@@ -140,7 +140,6 @@ def normalised_intrinsics(camera: PixelIntrinsics, width: int, height: int) -> t
 def _read_image(stored: Stored) -> tuple[npt.NDArray[np.uint8], bytes | None]:
     """The picture, and the file's bytes where it is a JPEG that can be copied."""
     from moge_core.io import limits, read_image
-    from moge_core.io.files import read_bytes
 
     if stored.read is not None:
         image = np.asarray(stored.read(stored.path))
@@ -150,9 +149,7 @@ def _read_image(stored: Stored) -> tuple[npt.NDArray[np.uint8], bytes | None]:
             )
         return np.ascontiguousarray(image), None
     data = read_bytes(stored.path, limit=limits.MAX_FILE_BYTES)
-    file = io.BytesIO(data)
-    file.name = str(stored.path)
-    return read_image(file), data if data.startswith(b"\xff\xd8") else None
+    return read_image(NamedBytes(stored.path, data)), data if data.startswith(b"\xff\xd8") else None
 
 
 def _read_stored(depth: StoredDepth) -> npt.NDArray[Any]:

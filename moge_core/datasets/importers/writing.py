@@ -8,7 +8,6 @@ run that was killed half-way is finished by the next, with the same result as on
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -35,11 +34,19 @@ from moge_core.datasets.layout import (
 )
 from moge_core.datasets.parallel import parallel_map, parallel_stream
 from moge_core.errors import DatasetError, InputError, InstanceError, MoGeError
-from moge_core.io.files import write_bytes
+from moge_core.io.files import NamedBytes, write_bytes
 
 LOG_NAME = "import.jsonl"
 _VERSION = 3
-_FILE_NAMES = (IMAGE_NAME, DEPTH_NAME, META_NAME, NORMAL_NAME, MASK_NAME, SEGMENTATION_NAME)
+# By the names that `Record.parts` has.
+_FILE_OF_PART = {
+    "image": IMAGE_NAME,
+    "depth": DEPTH_NAME,
+    "normal": NORMAL_NAME,
+    "mask": MASK_NAME,
+    "segmentation": SEGMENTATION_NAME,
+}
+_FILE_NAMES = (*_FILE_OF_PART.values(), META_NAME)
 
 
 @dataclass(frozen=True)
@@ -350,17 +357,7 @@ class _Writer:
             raise InstanceError(folder, "must not hold the instance of other files", found=found, fix=fix)
         # The change time moves whenever a file is written or replaced, even if its modification time is old.
         changed = max(file.stat().st_ctime_ns for file in record.files())
-        names = [IMAGE_NAME, DEPTH_NAME]
-        names += [
-            name
-            for name, part in (
-                (NORMAL_NAME, record.normal),
-                (MASK_NAME, record.mask),
-                (SEGMENTATION_NAME, record.segmentation),
-            )
-            if part is not None
-        ]
-        complete = all((folder / name).is_file() for name in names)
+        complete = all((folder / _FILE_OF_PART[part]).is_file() for part, _ in record.parts())
         return existing == origin and complete and changed <= path.stat().st_mtime_ns
 
     def _label(self, part: Stored) -> str:
@@ -383,11 +380,10 @@ def _encoded(
     """
     from moge_core.io import write_depth, write_image, write_mask, write_meta, write_normal, write_segmentation
 
-    files: dict[str, io.BytesIO] = {}
+    files: dict[str, NamedBytes] = {}
 
-    def file(name: str) -> io.BytesIO:
-        files[name] = io.BytesIO()
-        files[name].name = f"{record.name}/{name}"  # what errors call it
+    def file(name: str) -> NamedBytes:
+        files[name] = NamedBytes(f"{record.name}/{name}")
         return files[name]
 
     if frame.jpeg is None:

@@ -23,7 +23,7 @@ from moge_core.datasets.layout import (
     read_index,
     resolve_dataset,
 )
-from moge_core.datasets.manifest import InstanceRecord, load_manifest, select_records
+from moge_core.datasets.manifest import InstanceRecord, load_manifest
 from moge_core.datasets.quality.findings import count_rules, group_findings
 from moge_core.datasets.quality.numbers import (
     JSON_NAME,
@@ -121,7 +121,7 @@ def write_quality_report(
     samples, problems = _draw(root, out, listed, depth_name, num_samples, seed, depth_unit)
     _write_pictures(out, root.name, samples, len(listed))
     manifest = load_manifest(root)
-    records = select_records(manifest, listed, depth_name)
+    records = manifest.select(listed, depth_name)
     # What is broken is left out of the full list, and told all the same; other lists are a choice of instances.
     others = [record for record in manifest.records.values() if record.depth_name == depth_name]
     known = others if index_name == INDEX_NAME else records

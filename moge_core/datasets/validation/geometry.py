@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moge_core.datasets.validation.settings import ValidationSettings
+from moge_core.geometry.rays import ray_lengths
 from moge_core.io.depth import INFINITE_CODE, UNKNOWN_CODE, CodedDepth
 
 Map = npt.NDArray[np.float32]
@@ -89,9 +90,7 @@ def count_votes(depth: Map, intrinsics: npt.NDArray[np.float64]) -> Votes:
         intrinsics: (3, 3), normalised.
     """
     height, width = depth.shape
-    u = ((np.arange(width) + 0.5) / width - intrinsics[0, 2]) / intrinsics[0, 0]
-    v = ((np.arange(height) + 0.5) / height - intrinsics[1, 2]) / intrinsics[1, 1]
-    rays = np.sqrt(1 + u[None, :] ** 2 + v[:, None] ** 2).astype(np.float32)
+    rays = ray_lengths(height, width, intrinsics).astype(np.float32)
     greatest = float(np.nanmax(depth))
     totals = np.zeros(5, np.int64)
     maxima: list[npt.NDArray[np.float32]] = []

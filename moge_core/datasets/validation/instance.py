@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import os
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from moge_core.datasets.validation.cameras import camera_problem, judge_camera, 
 from moge_core.datasets.validation.catalogue import RULES
 from moge_core.datasets.validation.settings import ValidationSettings
 from moge_core.errors import MoGeError
+from moge_core.io.files import NamedBytes, read_bytes
 
 _MAP_NAMES = (NORMAL_NAME, MASK_NAME, SEGMENTATION_NAME)
 _KNOWN_NAMES = frozenset({IMAGE_NAME, META_NAME, *_MAP_NAMES, *INSPECTION_NAMES})
@@ -299,7 +299,7 @@ class _Examination:
 
         try:
             data = self._read(self.depth_name)
-            coded = read_depth_codes(_NamedBytes(data, str(self.folder / self.depth_name)))
+            coded = read_depth_codes(NamedBytes(self.folder / self.depth_name, data))
         except OSError as error:
             self._found_unreadable(error)
             return
@@ -393,13 +393,12 @@ class _Examination:
             evidence = f"the camera is {height * unit:.3g} m above what looks like the floor{presumed}"
             self._found("unit-plausible", evidence)
 
-    def _open(self, name: str) -> io.BytesIO:
-        return _NamedBytes(self._read(name), str(self.folder / name))
+    def _open(self, name: str) -> NamedBytes:
+        return NamedBytes(self.folder / name, self._read(name))
 
     def _read(self, name: str) -> bytes:
         """A file, read once and counted into the fingerprint."""
         from moge_core.io import limits
-        from moge_core.io.files import read_bytes
 
         if name in self.contents:
             return self.contents[name]
@@ -409,14 +408,6 @@ class _Examination:
         self.digest.update(data)
         self.contents[name] = data
         return data
-
-
-class _NamedBytes(io.BytesIO):
-    """Bytes in memory that error messages can call by the name of the file they came from."""
-
-    def __init__(self, data: bytes, name: str) -> None:
-        super().__init__(data)
-        self.name = name
 
 
 def _is_another_depth(name: str) -> bool:

@@ -77,7 +77,7 @@ class _Frame:
     def __init__(
         self, depth: npt.NDArray[np.float32], intrinsics: npt.NDArray[Any], pose: npt.NDArray[np.float64]
     ) -> None:
-        from moge_core.datasets.importers.projection import ray_lengths
+        from moge_core.geometry.rays import ray_lengths
 
         self.depth = depth
         self.intrinsics = intrinsics
