@@ -6,9 +6,7 @@ A layout's command names its own options and leaves the rest to two helpers:
     @click.argument("source", type=click.Path(exists=True, path_type=Path))
     @common_import_options(label_type="synthetic")
     def import_layout_command(source: Path, out: Path, strict: bool, **options: Any) -> None:
-        with progress_bar("Importing") as progress:
-            report = import_layout(source, out, progress=progress, **options)
-        finish_import(report, out, strict)
+        run_importer(import_layout, source, out, strict, **options)
 """
 
 from __future__ import annotations
@@ -100,8 +98,12 @@ def print_import(report: ImportReport, out: Path) -> None:
     click.echo(f"\nNext: moge index {out}")
 
 
-def finish_import(report: ImportReport, out: Path, strict: bool) -> None:
-    """Print the report, and leave with an exit code that says whether all frames were imported if `strict` asks it."""
+def run_importer(importer: Callable[..., ImportReport], source: Path, out: Path, strict: bool, **options: Any) -> None:
+    """Import with progress, print the report, and leave with an exit code that says whether all frames came in if
+    `strict` asks it.
+    """
+    with progress_bar("Importing") as progress:
+        report = importer(source, out, progress=progress, **options)
     print_import(report, out)
     if strict and any(finding.severity == "error" for finding in report.skipped):
         sys.exit(EXIT_FINDINGS)
@@ -155,9 +157,7 @@ def import_rgbd_folder_command(source: Path, out: Path, strict: bool, **options:
     """
     from moge_core.datasets import import_rgbd_folder
 
-    with progress_bar("Importing") as progress:
-        report = import_rgbd_folder(source, out, progress=progress, **options)
-    finish_import(report, out, strict)
+    run_importer(import_rgbd_folder, source, out, strict, **options)
 
 
 @import_group.command("table")
@@ -176,9 +176,7 @@ def import_table_command(source: Path, out: Path, strict: bool, **options: Any) 
     """
     from moge_core.datasets.importers.table import import_table
 
-    with progress_bar("Importing") as progress:
-        report = import_table(source, out, progress=progress, **options)
-    finish_import(report, out, strict)
+    run_importer(import_table, source, out, strict, **options)
 
 
 @import_group.command("kitti")
@@ -205,9 +203,7 @@ def import_kitti_command(source: Path, out: Path, strict: bool, **options: Any) 
     """
     from moge_core.datasets.importers.kitti import import_kitti
 
-    with progress_bar("Importing") as progress:
-        report = import_kitti(source, out, progress=progress, **options)
-    finish_import(report, out, strict)
+    run_importer(import_kitti, source, out, strict, **options)
 
 
 @import_group.command("dgp")
@@ -224,9 +220,7 @@ def import_dgp_command(source: Path, out: Path, strict: bool, **options: Any) ->
     """
     from moge_core.datasets.importers.dgp import import_dgp
 
-    with progress_bar("Importing") as progress:
-        report = import_dgp(source, out, progress=progress, **options)
-    finish_import(report, out, strict)
+    run_importer(import_dgp, source, out, strict, **options)
 
 
 @import_group.command("nuscenes")
@@ -244,9 +238,7 @@ def import_nuscenes_command(source: Path, out: Path, strict: bool, **options: An
     """
     from moge_core.datasets.importers.nuscenes import import_nuscenes
 
-    with progress_bar("Importing") as progress:
-        report = import_nuscenes(source, out, progress=progress, **options)
-    finish_import(report, out, strict)
+    run_importer(import_nuscenes, source, out, strict, **options)
 
 
 @import_group.command("stereo")
@@ -278,9 +270,7 @@ def import_stereo_command(source: Path, out: Path, strict: bool, **options: Any)
     """
     from moge_core.datasets.importers.stereo import import_stereo
 
-    with progress_bar("Importing") as progress:
-        report = import_stereo(source, out, progress=progress, **options)
-    finish_import(report, out, strict)
+    run_importer(import_stereo, source, out, strict, **options)
 
 
 def _data_path(path: Path) -> str:

@@ -7,8 +7,7 @@ from typing import Any
 
 import click
 
-from moge_core.cli.common import progress_bar
-from moge_core.cli.importing import common_import_options, finish_import
+from moge_core.cli.importing import common_import_options, run_importer
 
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 _ANY = click.Path(exists=True, path_type=Path)
@@ -34,9 +33,7 @@ def hypersim_command(source: Path, out: Path, strict: bool, **options: Any) -> N
     """
     from moge_core.datasets.importers.hypersim import import_hypersim
 
-    with progress_bar("Importing") as progress:
-        report = import_hypersim(source, out, progress=progress, **options)
-    finish_import(report, out, strict)
+    run_importer(import_hypersim, source, out, strict, **options)
 
 
 @click.command("tartanair")
@@ -61,9 +58,7 @@ def tartanair_command(source: Path, out: Path, strict: bool, **options: Any) -> 
     """
     from moge_core.datasets.importers.tartanair import import_tartanair
 
-    with progress_bar("Importing") as progress:
-        report = import_tartanair(source, out, progress=progress, **options)
-    finish_import(report, out, strict)
+    run_importer(import_tartanair, source, out, strict, **options)
 
 
 @click.command("colmap")
@@ -89,9 +84,7 @@ def colmap_command(source: Path, out: Path, strict: bool, **options: Any) -> Non
     """
     from moge_core.datasets.importers.colmap import import_colmap
 
-    with progress_bar("Importing") as progress:
-        report = import_colmap(source, out, progress=progress, **options)
-    finish_import(report, out, strict)
+    run_importer(import_colmap, source, out, strict, **options)
 
 
 @click.command("blendedmvs")
@@ -108,9 +101,7 @@ def blendedmvs_command(source: Path, out: Path, strict: bool, **options: Any) ->
     """
     from moge_core.datasets.importers.blendedmvs import import_blendedmvs
 
-    with progress_bar("Importing") as progress:
-        report = import_blendedmvs(source, out, progress=progress, **options)
-    finish_import(report, out, strict)
+    run_importer(import_blendedmvs, source, out, strict, **options)
 
 
 @click.command("nyu-mat")
@@ -129,9 +120,7 @@ def nyu_mat_command(source: Path, out: Path, strict: bool, **options: Any) -> No
     """
     from moge_core.datasets.importers.nyu_mat import import_nyu_mat
 
-    with progress_bar("Importing") as progress:
-        report = import_nyu_mat(source, out, progress=progress, **options)
-    finish_import(report, out, strict)
+    run_importer(import_nyu_mat, source, out, strict, **options)
 
 
 def _parse_unit(_ctx: click.Context, _param: click.Parameter, text: str) -> float | None:
@@ -179,9 +168,7 @@ def arrays_command(source: Path, out: Path, strict: bool, **options: Any) -> Non
     """
     from moge_core.datasets.importers.array_files import import_arrays
 
-    with progress_bar("Importing") as progress:
-        report = import_arrays(source, out, progress=progress, **options)
-    finish_import(report, out, strict)
+    run_importer(import_arrays, source, out, strict, **options)
 
 
 COMMANDS = (

@@ -203,7 +203,8 @@ def _index(
         notes += trim_splits(root, lists, instances)
     lists.save()
     digest = _digest(instances, manifest, depth_name)
-    findings += _comparison(root, manifest, candidates, index_name, depth_name, settings)
+    compared = digest if candidates == instances else _digest(candidates, manifest, depth_name)
+    findings += _comparison(root, manifest, candidates, compared, index_name, depth_name, settings)
     save_manifest(root, manifest)
     return IndexReport(
         dataset_dir=root,
@@ -302,6 +303,7 @@ def _comparison(
     root: Path,
     manifest: Manifest,
     instances: Sequence[str],
+    digest: str,
     index_name: str,
     depth_name: str,
     settings: ValidationSettings,
@@ -312,7 +314,7 @@ def _comparison(
     """
     key = comparison_key(index_name, depth_name)
     basis = {
-        "digest": _digest(instances, manifest, depth_name),
+        "digest": digest,
         "settings": settings.digest(),
         "version": _COMPARISON_VERSION,
     }

@@ -15,7 +15,6 @@ R = TypeVar("R")
 
 # Decoding, hashing and sorting leave the interpreter's lock, so threads share the cores without processes to fork.
 _MAX_WORKERS = 16
-_BATCH = 2048
 
 
 def num_cores() -> int:
@@ -28,21 +27,7 @@ def parallel_map(work: Callable[[T], R], items: Sequence[T], progress: Progress 
 
     An exception of `work` reaches the caller at its item; nothing further is started then.
     """
-    workers = max(1, min(_MAX_WORKERS, num_cores(), len(items)))
-    done = 0
-    with ThreadPoolExecutor(workers, thread_name_prefix="moge-datasets") as pool:
-        # In batches, so that millions of instances are not all queued at once.
-        try:
-            for start in range(0, len(items), _BATCH):
-                for result in pool.map(work, items[start : start + _BATCH]):
-                    yield result
-                    done += 1
-                    if progress is not None:
-                        progress(done, len(items))
-        except BaseException:
-            # Ctrl-C waits for what is under way, not for the whole batch.
-            pool.shutdown(cancel_futures=True)
-            raise
+    return parallel_stream(work, items, len(items), progress)
 
 
 def parallel_stream(
@@ -75,5 +60,6 @@ def parallel_stream(
                 if progress is not None:
                     progress(done, total)
         except BaseException:
+            # Ctrl-C waits for what is under way only.
             pool.shutdown(cancel_futures=True)
             raise
