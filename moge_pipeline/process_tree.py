@@ -44,9 +44,13 @@ class ProcessTree:
             start_new_session=True,
         )
 
-    def wait(self) -> int:
-        """Block until the command ends; its exit code."""
-        return self.process.wait()
+    def wait(self, timeout_s: float | None = None) -> int:
+        """Block until the command ends; its exit code.
+
+        Raises:
+            subprocess.TimeoutExpired: it has not ended after `timeout_s` seconds.
+        """
+        return self.process.wait(timeout_s)
 
     def members(self) -> list[psutil.Process]:
         """Processes of the tree that are alive."""

@@ -14,7 +14,7 @@ import dagster as dg
 from moge_core.training import RunStatus, Workspace
 from moge_core.training.workspace import write_json
 from moge_pipeline.definitions import build_definitions
-from moge_pipeline.defs.resources.launchers import LaunchResult
+from moge_pipeline.defs.resources.launchers import LaunchResources, LaunchResult
 from moge_pipeline.training_process import ENDING
 
 TRAIN_CONFIG: dict[str, Any] = {
@@ -115,6 +115,7 @@ class FakeLauncher:
         self.state, self.reason, self.step = state, reason, step
         self.argv: list[str] = []
         self.env: dict[str, str] = {}
+        self.resources: LaunchResources | None = None
         self.error: BaseException | None = None
         self.tells_dagster = True
 
@@ -122,8 +123,10 @@ class FakeLauncher:
         """Value of a flag of the launched command."""
         return self.argv[self.argv.index(name) + 1] if name in self.argv else None
 
-    def run(self, context: Any, argv: Sequence[str], env: Mapping[str, str], **_: Any) -> LaunchResult:
-        self.argv, self.env = list(argv), dict(env)
+    def run(
+        self, context: Any, argv: Sequence[str], env: Mapping[str, str], resources: LaunchResources
+    ) -> LaunchResult:
+        self.argv, self.env, self.resources = list(argv), dict(env), resources
         if self.error is not None:
             raise self.error
         status = RunStatus(self.state, self.reason, self.step, 4, resumable=self.state == "interrupted")  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ from pipeline_project import FakeLauncher, Project, failure_text
 
 from moge_core.training import RunFlags
 from moge_pipeline.catalog import read_catalog
+from moge_pipeline.defs.training.run_config import LaunchConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -74,7 +75,7 @@ def test_every_flag_of_a_run_is_in_the_run_configuration_with_its_description(pr
         d for d in project.definitions().resolve_asset_graph().assets_defs if d.key == dg.AssetKey("train_sample")
     ]
     fields = train.op.config_schema.config_type.fields
-    assert set(fields) == {*RunFlags.model_fields, "resume", "terminate_grace_s"}
+    assert set(fields) == {*RunFlags.model_fields, *LaunchConfig.model_fields}
     assert all(field.description and not field.is_required for field in fields.values())
 
 

@@ -13,7 +13,7 @@ import dagster as dg
 import psutil
 import pytest
 
-from moge_pipeline.defs.resources.launchers import LocalLauncher
+from moge_pipeline.defs.resources.launchers import LaunchResources, LocalLauncher
 from moge_pipeline.process_tree import ProcessTree, interrupts_held
 
 # A launcher that dies of SIGTERM at once, and a child in a session of its own that its death would orphan, as
@@ -137,7 +137,9 @@ def test_an_interrupted_step_ends_its_command_before_it_ends_itself(
 ) -> None:
     @dg.asset
     def launched(context: dg.AssetExecutionContext) -> None:
-        LocalLauncher().run(context, command(tmp_path, manner), {}, cwd=tmp_path, terminate_grace_s=grace)
+        LocalLauncher().run(
+            context, command(tmp_path, manner), {}, LaunchResources(tmp_path, tmp_path, terminate_grace_s=grace)
+        )
 
     interrupter = subprocess.Popen(
         [
@@ -172,7 +174,9 @@ def test_the_exit_code_and_what_the_command_reports_come_back(tmp_path: Path) ->
     @dg.asset
     def launched(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[Any]]:
         results.append(
-            LocalLauncher().run(context, [sys.executable, "-c", script], {}, cwd=tmp_path, terminate_grace_s=1)
+            LocalLauncher().run(
+                context, [sys.executable, "-c", script], {}, LaunchResources(tmp_path, tmp_path, terminate_grace_s=1)
+            )
         )
         yield dg.MaterializeResult()
 

@@ -27,7 +27,7 @@ from moge_core.training import (
 from moge_core.training.workspace import write_json
 from moge_pipeline.catalog import Catalog, slug_of
 from moge_pipeline.defs.errors import mendable_errors
-from moge_pipeline.defs.resources.launchers import Launcher, LaunchResult
+from moge_pipeline.defs.resources.launchers import Launcher, LaunchResources, LaunchResult
 from moge_pipeline.defs.resources.tracking import MlflowTracking, TrainingInterruptedError
 from moge_pipeline.defs.training.run_config import LaunchConfig
 from moge_pipeline.training_process import ENDING
@@ -85,12 +85,18 @@ def run_training(
         "datasets": _dataset_table(datasets),
         **(base.metadata if base is not None else {}),
     }
+    resources = LaunchResources(
+        cwd=catalog.root,
+        run_dir=workspace.path.absolute(),
+        num_processes=flags.num_processes or 1,
+        terminate_grace_s=launch.terminate_grace_s,
+        max_runtime_s=launch.max_runtime_s,
+        launcher=launch.launcher,
+    )
     before = workspace.status()
     with mlflow.asset_run(context, f"{asset_name}/{choice.path.name}") as run:
         run.describe(tags=_tags(workspace, config, datasets, base))
-        result = launcher.run(
-            context, argv, run.environment, cwd=catalog.root, terminate_grace_s=launch.terminate_grace_s
-        )
+        result = launcher.run(context, argv, run.environment, resources)
         known |= run.metadata
         checkpoint = _require_success(result, workspace, before, known)
     return dg.MaterializeResult(metadata={**known, **_checkpoint_metadata(checkpoint), **result.metadata})

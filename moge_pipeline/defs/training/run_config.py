@@ -24,6 +24,18 @@ class LaunchConfig(dg.Config):
     terminate_grace_s: float = Field(
         120.0, ge=0, description="Seconds that a cancelled training gets to save a checkpoint before it is killed."
     )
+    max_runtime_s: Optional[float] = Field(  # noqa: UP045  # Dagster reads no unions
+        None, gt=0, description="Seconds after which the training is asked to save and end (default: no limit)."
+    )
+    max_retries: int = Field(
+        2,
+        ge=0,
+        description="How often a training that was killed, preempted or otherwise ended early, and can go on, is"
+        " continued by itself from its latest checkpoint. Other failures are not retried.",
+    )
+    launcher: Optional[str] = Field(  # noqa: UP045
+        None, description="Name of a launcher of `configs/launchers.json` (default: what that says for this asset)."
+    )
 
     def flags(self) -> RunFlags:
         """The flags of the training that are set.

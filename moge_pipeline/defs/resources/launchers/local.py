@@ -1,0 +1,64 @@
+"""Trainings as processes of this machine."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+
+import dagster as dg
+import psutil
+
+from moge_pipeline.defs.resources.launchers.pipes import pipes_session, reported
+from moge_pipeline.defs.resources.launchers.protocol import LaunchResources, LaunchResult
+from moge_pipeline.process_tree import ProcessTree, interrupts_held
+
+
+class LocalLauncher:
+    """Runs the command as a tree of processes on this machine.
+
+    The command writes straight into the captured output of the step, so it can go on writing, and finish its
+    checkpoint, when the step's own process has been killed.
+    """
+
+    def run(
+        self,
+        context: dg.AssetExecutionContext,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        resources: LaunchResources,
+    ) -> LaunchResult:
+        """See `Launcher.run`."""
+        grace_s, timed_out = resources.terminate_grace_s, False
+        with pipes_session(context) as session:
+            # torchrun's own patience of 30 s is shorter than a large checkpoint may take.
+            patience = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(math.ceil(grace_s))}
+            tree = ProcessTree(
+                argv, {**patience, **os.environ, **env, **session.get_bootstrap_env_vars()}, resources.cwd
+            )
+            try:
+                exit_code = tree.wait(resources.max_runtime_s)
+            except subprocess.TimeoutExpired:
+                timed_out = True
+                context.log.info(f"The training has run for {resources.max_runtime_s:g} s, its maximum.")
+                self._end(context, tree, grace_s)
+                exit_code = tree.wait()
+            except BaseException:
+                with interrupts_held():
+                    self._end(context, tree, grace_s)
+                raise
+            if tree.members():
+                context.log.warning("The command left processes behind; ending them.")
+                tree.terminate(grace_s)
+        return reported(session, exit_code, timed_out=timed_out)
+
+    def _end(self, context: dg.AssetExecutionContext, tree: ProcessTree, grace_s: float) -> None:
+        context.log.info(f"Asking the training to save and end; it has {grace_s:g} s.")
+        if not tree.terminate(grace_s, spare=_is_accelerate):
+            context.log.warning(f"Killed what was still running after {grace_s:g} s.")
+
+
+def _is_accelerate(process: psutil.Process) -> bool:
+    """Whether this is `accelerate launch`: it ends with its trainers, but asked to end would give them 30 s only."""
+    return "accelerate.commands.launch" in process.cmdline()
