@@ -75,6 +75,11 @@ class Catalog:
     finetunes: dict[str, FinetuneEntry] = field(default_factory=dict)
 
     @property
+    def trained(self) -> list[TrainingEntry | FinetuneEntry]:
+        """Everything that is trained, each once."""
+        return [*self.trainings.values(), *self.finetunes.values()]
+
+    @property
     def workspace_dir(self) -> Path:
         """Folder of everything that trainings and reports leave behind."""
         return self.root / "workspace"
@@ -110,6 +115,11 @@ def slug_of(name: str) -> str:
     """`name` as an identifier: letters, digits and underscores, everything else becomes an underscore."""
     slug = re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_")
     return slug or "unnamed"
+
+
+def evaluation_name(asset_name: str) -> str:
+    """The asset with the scores of a training or finetuning."""
+    return f"evaluation_{asset_name}"
 
 
 def _files(folder: Path, stage: str) -> Iterator[tuple[Path, str, MoGeError | None]]:

@@ -15,9 +15,11 @@ import dagster as dg
 
 from moge_pipeline.catalog import project_root, read_catalog
 from moge_pipeline.defs.datasets.assets import index_asset, raw_asset
+from moge_pipeline.defs.evaluation.assets import evaluation_asset
 from moge_pipeline.defs.finetuning.assets import checkpoint_specs, finetuning_asset
 from moge_pipeline.defs.finetuning.schedules import finetuning_schedule
 from moge_pipeline.defs.quality.assets import quality_asset
+from moge_pipeline.defs.references import with_code
 from moge_pipeline.defs.resources.launchers import LocalLauncher
 from moge_pipeline.defs.resources.tracking import mlflow_resource
 from moge_pipeline.defs.training.assets import training_asset
@@ -38,14 +40,17 @@ def build_definitions(root: Path, resources: Mapping[str, Any] | None = None) ->
     jobs = {name: job_of(name) for name in (*catalog.trainings, *catalog.finetunes)}
     schedules = [finetuning_schedule(entry, jobs[entry.asset_name]) for entry in finetunes]
     return dg.Definitions(
-        assets=[
-            *(raw_asset(entry) for entry in datasets),
-            *(index_asset(entry) for entry in datasets),
-            *(quality_asset(entry, catalog) for entry in datasets),
-            *(training_asset(entry, catalog) for entry in trainings),
-            *(finetuning_asset(entry, catalog) for entry in finetunes),
-            *checkpoint_specs(catalog),
-        ],
+        assets=with_code(
+            [
+                *(raw_asset(entry) for entry in datasets),
+                *(index_asset(entry, catalog) for entry in datasets),
+                *(quality_asset(entry, catalog) for entry in datasets),
+                *(training_asset(entry, catalog) for entry in trainings),
+                *(finetuning_asset(entry, catalog) for entry in finetunes),
+                *(evaluation_asset(entry, catalog) for entry in catalog.trained),
+                *checkpoint_specs(catalog),
+            ]
+        ),
         jobs=list(jobs.values()),
         schedules=[schedule for schedule in schedules if schedule is not None],
         resources={"launcher": LocalLauncher(), "mlflow": mlflow_resource, **(resources or {})},

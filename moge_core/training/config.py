@@ -138,6 +138,12 @@ class RunFlags(StrictModel):
         return [word for name, value in values.items() for word in (f"--{name}", str(value))]
 
 
+NOT_OF_THE_MODEL = ("run", "owners", "automation")
+"""Sections of a training configuration that say nothing of what a checkpoint is; they may change from run to run."""
+
+Owner = Annotated[str, Field(pattern=r"^(team:[\w.\-]+|[^@\s]+@[^@\s]+)$")]
+
+
 class LossTerm(StrictModel):
     """One entry of a label's loss set."""
 
@@ -172,7 +178,8 @@ class TrainConfig(StrictModel):
     """A training configuration with the sections of the published ones, plus our own `freeze`, `loss_modules`, `run`.
 
     `freeze` lists patterns (fnmatch) of parameters that are not trained, `loss_modules` the modules that losses may be
-    imported from by their path.
+    imported from by their path. For the pipeline: `owners` (e-mail addresses or `team:NAME`) whom its asset names, and
+    `automation`, which is `none`, or `new_data` for a training that starts by itself when its data has changed.
     """
 
     data: DataConfig
@@ -185,6 +192,8 @@ class TrainConfig(StrictModel):
     loss: dict[str, dict[str, LossTerm]]
     loss_modules: list[str] = Field(default_factory=list)
     run: RunFlags = Field(default_factory=RunFlags)
+    owners: list[Owner] = Field(default_factory=list)
+    automation: Literal["none", "new_data"] = "none"
 
     _source: Path = PrivateAttr(default=Path("configuration"))
     _raw: dict[str, Any] = PrivateAttr(default_factory=dict)
@@ -206,8 +215,8 @@ class TrainConfig(StrictModel):
         return self._raw
 
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint was trained with: everything but the per-run flags."""
-        return {key: value for key, value in self._raw.items() if key != "run"}
+        """What a checkpoint was trained with: everything but the per-run flags and what only the pipeline reads."""
+        return {key: value for key, value in self._raw.items() if key not in NOT_OF_THE_MODEL}
 
     def digest(self) -> str:
         """SHA-256 of `identity()`, independent of key order and layout."""

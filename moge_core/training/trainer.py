@@ -317,6 +317,7 @@ class Trainer:
             "batch_size_total": self.global_batch,
             "seed": self.flags.seed,
             "held_out": self.split.digest() if self.split else None,
+            "held_out_fraction": self.flags.eval_fraction if self.split else None,
         }
 
     # --- building ---

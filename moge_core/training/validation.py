@@ -71,9 +71,31 @@ def split_datasets(data: DataConfig, fraction: float, most: int) -> Split:
             train[dataset.name] = index
             continue
         train[dataset.name] = left
-        places = np.linspace(0, len(chosen) - 1, min(most, len(chosen))).round().astype(int)
-        held_out.append(HeldOut(dataset.name, root, dataset.depth, tuple(chosen[place] for place in places)))
+        held_out.append(HeldOut(dataset.name, root, dataset.depth, _spaced(chosen, most)))
     return Split(train, held_out)
+
+
+def untrained_instances(data: DataConfig, fraction: float | None, most: int) -> list[HeldOut]:
+    """What a training never saw of each dataset, and may be scored on.
+
+    Args:
+        data: the `data` section that it was trained with.
+        fraction: the share that it held out of datasets without a .val.txt; None if it held nothing out, so that of a
+            .val.txt only what its index does not name is left.
+        most: as of `split_datasets`.
+    """
+    if fraction is not None:
+        return split_datasets(data, fraction, most).held_out
+    found = []
+    for dataset in data.datasets:
+        root = dataset.resolved_path()
+        if dataset.weight == 0 or not (root / VALIDATION_NAME).is_file():
+            continue
+        trained = set(read_index(root, dataset.index))
+        chosen = [name for name in read_index(root, VALIDATION_NAME) if name not in trained]
+        if chosen:
+            found.append(HeldOut(dataset.name, root, dataset.depth, _spaced(chosen, most)))
+    return found
 
 
 def score_held_out(
@@ -100,6 +122,11 @@ def score_held_out(
     finally:
         model.train()
     return {**scores, **{f"{prefix}.{name}": float(np.mean(values)) for name, values in means.items()}}
+
+
+def _spaced(names: Sequence[str], most: int) -> tuple[str, ...]:
+    places = np.linspace(0, len(names) - 1, min(most, len(names))).round().astype(int)
+    return tuple(names[place] for place in places)
 
 
 def _scores(model: MoGeModel, each: HeldOut, num_tokens: int) -> list[dict[str, float]]:

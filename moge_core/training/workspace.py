@@ -35,7 +35,7 @@ from typing import Any, Literal
 from moge_core.configuration import changed_keys
 from moge_core.errors import ConfigError, WorkspaceError
 from moge_core.io.files import atomic_open
-from moge_core.training.config import TrainConfig
+from moge_core.training.config import NOT_OF_THE_MODEL, TrainConfig
 
 
 class ExitCode(IntEnum):
@@ -105,6 +105,11 @@ class Workspace:
     def tracking_path(self) -> Path:
         """Which MLflow run this is, and what has been sent there."""
         return self.path / "tracking.json"
+
+    def tracking_run_id(self) -> str | None:
+        """The MLflow run that the training logs to, if it does."""
+        run_id = (_read_json(self.tracking_path) or {}).get("run_id")
+        return run_id if isinstance(run_id, str) else None
 
     def failures_path(self, rank: int = 0) -> Path:
         """Instances that a process could not use, one JSON object a line."""
@@ -372,8 +377,7 @@ def _changes(workspace: Workspace, config: TrainConfig) -> list[str]:
     before = _read_json(workspace.config_path)
     if before is None:
         return []
-    before.pop("run", None)
-    return changed_keys(before, config.identity())
+    return changed_keys({key: value for key, value in before.items() if key not in NOT_OF_THE_MODEL}, config.identity())
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -2,7 +2,7 @@
 
 colors        colorize_depth, colorize_normal, colorize_mask
 sheets        contact_sheet
-plots         plot_histogram
+plots         plot_histogram, plot_lines
 point_clouds  write_viewer_ply
 pages         one-file web pages: render_page, render_template, image_data_uri
 charts        histogram_svg, shares_svg, for such pages
@@ -10,7 +10,7 @@ viewer        pack_point_cloud, viewer_script: point clouds that turn in them
 """
 
 from moge_core.visualization.colors import colorize_depth, colorize_mask, colorize_normal
-from moge_core.visualization.plots import plot_histogram
+from moge_core.visualization.plots import plot_histogram, plot_lines
 from moge_core.visualization.point_clouds import write_viewer_ply
 from moge_core.visualization.sheets import contact_sheet
 
@@ -20,5 +20,6 @@ __all__ = [
     "colorize_normal",
     "contact_sheet",
     "plot_histogram",
+    "plot_lines",
     "write_viewer_ply",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ _NUM_BINS = 80
 _SIZE_INCHES = (6.4, 3.2)
 _DPI = 110
 _COLOR = "#3b6ea8"
+# A line of few points shows them, for one point alone would not be seen.
+_MARKED_POINTS = 30
 
 
 def plot_histogram(
@@ -41,34 +44,85 @@ def plot_histogram(
     Raises:
         InputError: counts and edges do not fit together.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     counts, edges = _check_histogram(*values) if isinstance(values, tuple) else count_values(values, log=log)
     if log:
         positive = edges[:-1] > 0
         counts, edges = counts[positive], np.append(edges[:-1][positive], edges[-1:])
-    figure = Figure(figsize=_SIZE_INCHES, dpi=_DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    axes = _new_axes(title, x_label)
     if counts.sum() > 0:
         axes.stairs(100 * counts / counts.sum(), edges, fill=True, color=_COLOR)
         axes.set_ylabel("share (%)")
         if log:
             axes.set_xscale("log")
     else:
-        axes.text(0.5, 0.5, "no values to show", ha="center", va="center", transform=axes.transAxes)
-        axes.set_yticks([])
-        axes.set_xticks([])
+        _say_empty(axes)
+    return _picture(axes, path)
+
+
+def plot_lines(
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    path: str | os.PathLike[str] | None = None,
+    *,
+    title: str = "",
+    x_label: str = "",
+    y_label: str = "",
+    log: bool = False,
+) -> bytes:
+    """Lines over a common axis as a PNG picture; a line of one point is a dot.
+
+    Args:
+        lines: (x, y) of each line by its name. Points that are not finite leave a gap.
+        path: a file to write the PNG to as well.
+        log: logarithmic vertical axis; only values above 0 are drawn.
+
+    Returns:
+        The PNG file. Without anything to draw it says so in words.
+    """
+    axes = _new_axes(title, x_label)
+    drawn = False
+    for name, (x, y) in lines.items():
+        heights = np.asarray(y, np.float64)
+        heights = np.where(np.isfinite(heights) & ((heights > 0) | (not log)), heights, np.nan)
+        if np.isfinite(heights).any():
+            marker = "o" if np.isfinite(heights).sum() <= _MARKED_POINTS else None
+            axes.plot(np.asarray(x, np.float64), heights, label=name, marker=marker, markersize=3)
+            drawn = True
+    if drawn:
+        axes.set_ylabel(y_label, parse_math=False)
+        axes.set_yscale("log" if log else "linear")
+        for text in axes.legend(frameon=False).get_texts():
+            text.set_parse_math(False)
+    else:
+        _say_empty(axes)
+    return _picture(axes, path)
+
+
+def _new_axes(title: str, x_label: str) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=_SIZE_INCHES, dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
     # Names of datasets may hold dollar signs, which are no formulas here.
     axes.set_title(title, parse_math=False)
     axes.set_xlabel(x_label, parse_math=False)
     axes.spines[["top", "right"]].set_visible(False)
+    return axes
+
+
+def _say_empty(axes: Any) -> None:
+    axes.text(0.5, 0.5, "no values to show", ha="center", va="center", transform=axes.transAxes)
+    axes.set_yticks([])
+    axes.set_xticks([])
+
+
+def _picture(axes: Any, path: str | os.PathLike[str] | None) -> bytes:
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         # Names of datasets may be in any script; a letter that the font lacks is a box.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        figure.savefig(buffer, format="png", metadata={"Software": None})
+        axes.figure.savefig(buffer, format="png", metadata={"Software": None})
     if path is not None:
         with atomic_open(path) as file:
             file.write(buffer.getvalue())

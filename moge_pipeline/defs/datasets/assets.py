@@ -1,15 +1,23 @@
 """`raw/<dataset>`, the folder as the user left it, and `index/<dataset>`, the list of instances that training reads."""
 
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import dagster as dg
 
 from moge_core.errors import MoGeError
-from moge_pipeline.catalog import DatasetEntry
+from moge_pipeline.catalog import Catalog, DatasetEntry
 from moge_pipeline.defs.datasets.checks import check_results, findings_table, index_check_specs
 from moge_pipeline.defs.errors import mendable_errors
+from moge_pipeline.defs.references import beta_features, code_references, owners_of_dataset
+
+ABSENT = "absent"
+"""Version of a folder that is not there."""
+
+OBSERVE_CRON = "*/10 * * * *"
+"""When automation looks at the folders."""
+
+_INPUT_VERSION_TAG = "dagster/input_data_version/"
 
 
 def raw_key(slug: str) -> dg.AssetKey:
@@ -24,6 +32,7 @@ def index_key(slug: str) -> dg.AssetKey:
 
 def raw_asset(entry: DatasetEntry) -> dg.SourceAsset:
     """The dataset's folder: observed, never made. Its version changes with the files in it."""
+    key = raw_key(entry.slug)
 
     def observe(context: dg.OpExecutionContext) -> dg.ObserveResult:
         from moge_core.datasets import dataset_fingerprint
@@ -34,23 +43,28 @@ def raw_asset(entry: DatasetEntry) -> dg.SourceAsset:
         except MoGeError as error:
             # Looking at a folder that is not there yet is no failure; whatever needs its data will fail and say so.
             context.log.warning(str(error))
-            version, state = "absent", str(error)
-        return dg.ObserveResult(data_version=dg.DataVersion(version), metadata={"path": path, "state": state})
+            # Nor is it a change, unless the folder has been there before.
+            seen = context.instance.fetch_observations(key, limit=1).records
+            version, state = ABSENT if seen else "", str(error)
+        return dg.ObserveResult(
+            data_version=dg.DataVersion(version) if version else None, metadata={"path": path, "state": state}
+        )
 
-    with warnings.catch_warnings():
-        # Each dataset would print Dagster's note that observable source assets are in beta.
-        warnings.simplefilter("ignore", dg.BetaWarning)
+    with beta_features():
         decorate = dg.observable_source_asset(
-            key=raw_key(entry.slug),
+            key=key,
             group_name="raw",
             description=f"RGB-D instances of {entry.name} at `{entry.path}`. Observing tells whether anything in the"
             f" folder has changed; used by {', '.join(entry.used_by)}.",
             metadata={"path": dg.MetadataValue.path(entry.path)},
+            tags={"dagster/kind/file": ""},
+            automation_condition=dg.AutomationCondition.cron_tick_passed(OBSERVE_CRON)
+            & ~dg.AutomationCondition.in_progress(),
         )
         return decorate(observe)
 
 
-def index_asset(entry: DatasetEntry) -> dg.AssetsDefinition:
+def index_asset(entry: DatasetEntry, catalog: Catalog) -> dg.AssetsDefinition:
     """The lists of instances that configurations read this dataset by, checked instance by instance."""
     key = index_key(entry.slug)
     lists = ", ".join(f"`{variant.index}` with `{variant.depth}`" for variant in entry.variants)
@@ -60,13 +74,19 @@ def index_asset(entry: DatasetEntry) -> dg.AssetsDefinition:
         deps=[raw_key(entry.slug)],
         group_name="index",
         check_specs=index_check_specs(key),
-        kinds={"python"},
+        kinds={"python", "parquet"},
+        owners=owners_of_dataset(entry, catalog),
+        metadata=code_references(entry.named_in),
+        automation_condition=on_new_data(),
         description=f"List of the usable instances of {entry.name}, and `.moge/manifest.parquet` with what is known of"
         f" each. Lists in use: {lists}. A list made by hand is checked and adopted, never rewritten.",
     )
     def index(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[Any]]:
-        from moge_core.datasets import index_dataset
+        from moge_core.datasets import dataset_fingerprint, index_dataset
 
+        with mendable_errors():
+            fingerprint = dataset_fingerprint(entry.path)
+        context.log_event(_observation(entry, fingerprint))
         reports = []
         for variant in entry.variants:
             with mendable_errors():
@@ -76,12 +96,15 @@ def index_asset(entry: DatasetEntry) -> dg.AssetsDefinition:
         findings = [finding for report in reports for finding in report.findings]
         yield dg.MaterializeResult(
             data_version=dg.DataVersion("-".join(report.digest for report in reports)),
+            # The folder was looked at just now; Dagster by itself would name the observation before.
+            tags={_INPUT_VERSION_TAG + raw_key(entry.slug).to_user_string(): fingerprint},
             metadata={
                 "instances": len(reports[0].instances),
                 "scanned": reports[0].num_scanned,
                 "errors": sum(finding.severity == "error" for finding in findings),
                 "warnings": sum(finding.severity == "warning" for finding in findings),
                 "digest": reports[0].digest,
+                "fingerprint": fingerprint,
                 "path": dg.MetadataValue.path(reports[0].index_path),
                 "manifest": dg.MetadataValue.path(reports[0].manifest_path),
                 "adopted": reports[0].adopted,
@@ -104,3 +127,19 @@ def index_asset(entry: DatasetEntry) -> dg.AssetsDefinition:
         )
 
     return index
+
+
+def on_new_data() -> dg.AutomationCondition[Any]:
+    """Made anew when what it is made from has changed, and only then."""
+    changed = dg.AutomationCondition.any_deps_match(dg.AutomationCondition.data_version_changed())
+    return (changed.since_last_handled() & ~dg.AutomationCondition.in_progress()).with_label("its data has changed")
+
+
+def _observation(entry: DatasetEntry, fingerprint: str) -> dg.AssetObservation:
+    """What an index saw of the folder that it lists, so that the graph shows the folder as observed."""
+    version = {"dagster/data_version": fingerprint, "dagster/data_version_is_user_provided": "true"}
+    return dg.AssetObservation(
+        raw_key(entry.slug),
+        metadata={"path": dg.MetadataValue.path(entry.path), "state": "present"},
+        tags=version,
+    )

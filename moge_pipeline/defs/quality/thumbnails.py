@@ -13,15 +13,20 @@ MAX_BYTES = 60_000
 
 def picture(path: Path, caption: str, max_bytes: int = MAX_BYTES) -> dg.MarkdownMetadataValue:
     """The picture file `path` inside markdown, scaled down until its PNG has at most `max_bytes` bytes."""
-    encoded = base64.b64encode(small_png(path, max_bytes)).decode("ascii")
+    return markdown_picture(path.read_bytes(), caption, max_bytes)
+
+
+def markdown_picture(data: bytes, caption: str, max_bytes: int = MAX_BYTES) -> dg.MarkdownMetadataValue:
+    """As `picture`, of the bytes of a picture file."""
+    encoded = base64.b64encode(small_png(data, max_bytes)).decode("ascii")
     return dg.MetadataValue.md(f"![{caption}](data:image/png;base64,{encoded})")
 
 
-def small_png(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
-    """A PNG with a palette, as large as `max_bytes` allow (down to 16 pixels)."""
+def small_png(data: bytes, max_bytes: int = MAX_BYTES) -> bytes:
+    """A PNG with a palette of a picture file's bytes, as large as `max_bytes` allow (down to 16 pixels)."""
     from PIL import Image
 
-    with Image.open(path) as opened:
+    with Image.open(io.BytesIO(data)) as opened:
         full = opened.convert("RGB")
     scale = min(1.0, 1024 / max(full.size))
     while True:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from urllib.request import urlopen
 
 import dagster as dg
 
+from moge_core.training.mlflow_tracking import metric_name
 from moge_pipeline.process_tree import interrupts_held
 
 if TYPE_CHECKING:
@@ -68,6 +70,20 @@ class TrackedRun:
             )
         except Exception as error:  # whatever the store does, training goes on
             self.log.warning(f"MLflow did not take parameters and tags: {error}")
+
+    def measure(self, metrics: Mapping[str, float], step: int) -> None:
+        """Log metrics; a store that fails now costs a warning."""
+        if self.client is None or self.run_id is None:
+            return
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        try:
+            self.client.log_batch(
+                self.run_id, metrics=[Metric(metric_name(name), value, now, step) for name, value in metrics.items()]
+            )
+        except Exception as error:  # whatever the store does, the asset's own result counts
+            self.log.warning(f"MLflow did not take metrics: {error}")
 
 
 class MlflowTracking:

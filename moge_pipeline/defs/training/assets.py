@@ -6,6 +6,7 @@ import dagster as dg
 
 from moge_pipeline.catalog import Catalog, TrainingEntry
 from moge_pipeline.defs.errors import usable
+from moge_pipeline.defs.references import code_references, owners_of
 from moge_pipeline.defs.training.execution import run_training
 from moge_pipeline.defs.training.run_config import TrainingRunConfig
 
@@ -19,6 +20,9 @@ def training_asset(entry: TrainingEntry, catalog: Catalog) -> dg.AssetsDefinitio
         group_name="training",
         kinds={"pytorch", "mlflow"},
         pool="gpu",
+        owners=owners_of(entry),
+        metadata=code_references(entry.source),
+        automation_condition=_automation(entry),
         description=_description(entry),
     )
     def train(
@@ -31,6 +35,19 @@ def training_asset(entry: TrainingEntry, catalog: Catalog) -> dg.AssetsDefinitio
         return run_training(context, config, train_config, catalog, launcher, mlflow)
 
     return train
+
+
+def _automation(entry: TrainingEntry) -> dg.AutomationCondition[Any] | None:
+    """Trainings wait to be started, except where their configuration says that new data starts them."""
+    if entry.config is None or entry.config.automation != "new_data":
+        return None
+    new_data = dg.AutomationCondition.any_deps_match(dg.AutomationCondition.data_version_changed())
+    return (
+        new_data.since_last_handled()
+        & ~dg.AutomationCondition.any_deps_missing()
+        & dg.AutomationCondition.all_deps_blocking_checks_passed()
+        & ~dg.AutomationCondition.in_progress()
+    ).with_label("new data that passed its checks")
 
 
 def problem(error: Exception | None) -> str:

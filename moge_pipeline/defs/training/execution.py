@@ -29,8 +29,11 @@ from moge_pipeline.catalog import Catalog, slug_of
 from moge_pipeline.defs.errors import mendable_errors
 from moge_pipeline.defs.resources.launchers import Launcher, LaunchResources, LaunchResult
 from moge_pipeline.defs.resources.tracking import MlflowTracking, TrainingInterruptedError
+from moge_pipeline.defs.training.pictures import training_pictures
 from moge_pipeline.defs.training.run_config import LaunchConfig
 from moge_pipeline.training_process import ENDING
+
+RETRY_DELAY_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -64,12 +67,15 @@ def run_training(
 
     Raises:
         dg.Failure: the training cannot start (told before any process is launched), or it ended before its last step.
+        dg.RetryRequested: it ended before its last step and goes on in a retry.
     """
     asset_name = context.asset_key.path[-1]
     with mendable_errors():
         flags = _merged(config.run, launch.flags())
         datasets = check_training_inputs(config)
-        choice = _choose_workspace(catalog.workspace_dir / asset_name, config, launch.resume, base)
+        # A retry goes on with what its first attempt began.
+        resume = "auto" if launch.resume == "never" and context.retry_number > 0 else launch.resume
+        choice = _choose_workspace(catalog.workspace_dir / asset_name, config, resume, base)
         _log_choice(context, choice, flags)
         workspace = Workspace(choice.path)
         argv = launch_command(flags, workspace, _start(flags, choice, base))
@@ -97,9 +103,12 @@ def run_training(
     with mlflow.asset_run(context, f"{asset_name}/{choice.path.name}") as run:
         run.describe(tags=_tags(workspace, config, datasets, base))
         result = launcher.run(context, argv, run.environment, resources)
-        known |= run.metadata
-        checkpoint = _require_success(result, workspace, before, known)
-    return dg.MaterializeResult(metadata={**known, **_checkpoint_metadata(checkpoint), **result.metadata})
+        run.describe(tags={f"moge.launch.{name}": value for name, value in result.tags.items()})
+        known |= {**run.metadata, **result.tags}
+        checkpoint = _require_success(context, launch, result, workspace, before, known)
+    return dg.MaterializeResult(
+        metadata={**known, **_checkpoint_metadata(checkpoint), **result.metadata, **training_pictures(workspace)}
+    )
 
 
 def launch_command(flags: RunFlags, workspace: Workspace, checkpoint: str | None) -> list[str]:
@@ -200,12 +209,19 @@ def _tags(
 
 
 def _require_success(
-    result: LaunchResult, workspace: Workspace, before: RunStatus | None, known: Mapping[str, Any]
+    context: dg.AssetExecutionContext,
+    launch: LaunchConfig,
+    result: LaunchResult,
+    workspace: Workspace,
+    before: RunStatus | None,
+    known: Mapping[str, Any],
 ) -> CheckpointInfo:
     """The newest checkpoint of a training that reached its end.
 
     Raises:
-        dg.Failure: it did not. `accelerate launch` hides exit codes, so the trainer's own status tells the reason.
+        dg.RetryRequested: it ended early, can go on and may be retried.
+        dg.Failure: it did not, and that stays. `accelerate launch` hides exit codes, so the trainer's own status tells
+            the reason.
     """
     checkpoint = workspace.latest_checkpoint()
     told = _ending(result, workspace, before)
@@ -220,10 +236,17 @@ def _require_success(
         )
     when = f" after step {told.step}" if told.step >= 0 else " before its first step"
     text = f"The training {_ENDINGS[told.state]}{when}: {told.reason.rstrip('.')}."
-    text += " Materialize the asset again to continue from its last checkpoint." if told.resumable else ""
+    if result.timed_out:
+        text += f" It had run for {launch.max_runtime_s:g} s, its maximum."
     # A trainer that was asked to end says so itself; one that is merely gone was killed, for example for its memory.
-    failure = TrainingInterruptedError if told.state == "interrupted" and result.messages else dg.Failure
-    raise failure(description=text, metadata={**metadata, "resumable": told.resumable}, allow_retries=told.resumable)
+    interrupted = told.state == "interrupted" and bool(result.messages)
+    kind = TrainingInterruptedError if interrupted else dg.Failure
+    if told.resumable and not result.timed_out and context.retry_number < launch.max_retries:
+        context.log.warning(f"{text} It goes on from its latest checkpoint, retry {context.retry_number + 1}.")
+        cause = kind(description=text, metadata=metadata)
+        raise dg.RetryRequested(max_retries=launch.max_retries, seconds_to_wait=RETRY_DELAY_S) from cause
+    text += " Materialize the asset again to continue from its last checkpoint." if told.resumable else ""
+    raise kind(description=text, metadata={**metadata, "resumable": told.resumable}, allow_retries=False)
 
 
 def _ending(result: LaunchResult, workspace: Workspace, before: RunStatus | None) -> RunStatus | None:

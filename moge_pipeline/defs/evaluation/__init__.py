@@ -1,0 +1,1 @@
+"""Held-out scores of what was trained."""

@@ -1,0 +1,194 @@
+"""`evaluation_<training or finetuning>`: held-out scores of its best checkpoint, with the history of all its runs."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+from pydantic import Field
+
+from moge_core.errors import WorkspaceError
+from moge_core.training import Workspace, finished_workspaces
+from moge_pipeline.catalog import Catalog, FinetuneEntry, TrainingEntry, evaluation_name
+from moge_pipeline.defs.errors import mendable_errors, usable
+from moge_pipeline.defs.quality.thumbnails import markdown_picture
+from moge_pipeline.defs.references import code_references, owners_of
+from moge_pipeline.defs.resources.tracking import TrackedRun
+
+if TYPE_CHECKING:
+    from moge_core.training.evaluation import Evaluation
+
+HELD_OUT_CHECK = "scored_on_unseen_data"
+REGRESSION_CHECK = "no_worse_than_before"
+TOLERATED = 1.05
+"""An error that is larger by this factor than that of the evaluation before is a regression."""
+
+_ROWS_OF_HISTORY = 20
+
+
+class EvaluationConfig(dg.Config):
+    """How much is scored."""
+
+    num_instances: int = Field(32, ge=1, description="Held-out instances to score of each dataset, evenly spaced.")
+    workspace: str = Field("newest", description="Number of the run to score, e.g. `3` (default: the newest finished).")
+
+
+def evaluation_asset(entry: TrainingEntry | FinetuneEntry, catalog: Catalog) -> dg.AssetsDefinition:
+    """The scores of one training or finetuning."""
+    name = evaluation_name(entry.asset_name)
+    key = dg.AssetKey([name])
+
+    @dg.asset(
+        name=name,
+        deps=[dg.AssetKey([entry.asset_name])],
+        group_name="evaluation",
+        kinds={"pytorch", "mlflow"},
+        pool="gpu",
+        owners=owners_of(entry),
+        check_specs=_check_specs(key),
+        metadata=code_references(entry.source),
+        description=f"Error of the best checkpoint of `{entry.asset_name}` on instances that its training never saw:"
+        " those of each dataset's `.val.txt`, or the share that `eval_fraction` holds out. `rel` is the relative error"
+        " of affine-invariant points (lower is better), `delta1` the share of points within 25 % (higher is better)."
+        f" Kept in `workspace/{entry.asset_name}/<n>/evaluation.json`, all runs in `evaluations.jsonl` beside.",
+    )
+    def evaluate(
+        context: dg.AssetExecutionContext, config: EvaluationConfig, mlflow: dg.ResourceParam[Any]
+    ) -> Iterator[dg.MaterializeResult[Any]]:
+        usable(entry.config, entry.error)
+        from moge_core.training.evaluation import evaluate_best, read_history
+
+        with mendable_errors():
+            workspace = _workspace_of(entry.asset_name, config.workspace, catalog)
+            context.log.info(f"Scoring the best checkpoint of {workspace.path}")
+            with mlflow.asset_run(context, f"{name}/{workspace.path.name}") as run:
+                evaluation = evaluate_best(
+                    workspace,
+                    most=config.num_instances,
+                    progress=lambda done, total: context.log.info(f"Scored {done} of {total} sets of weights"),
+                )
+                _tell_mlflow(run, workspace, evaluation)
+                tracked = run.metadata
+        history = read_history(workspace.path.parent)
+        yield dg.MaterializeResult(
+            metadata={**_metadata(workspace, evaluation), **_history_metadata(entry.asset_name, history), **tracked},
+            check_results=_check_results(evaluation, history),
+        )
+
+    return evaluate
+
+
+def _check_specs(key: dg.AssetKey) -> list[dg.AssetCheckSpec]:
+    promises = {
+        HELD_OUT_CHECK: "At least one dataset has instances that training never saw.",
+        REGRESSION_CHECK: f"The error is at most {TOLERATED:g} times that of the evaluation before.",
+    }
+    return [dg.AssetCheckSpec(name, asset=key, description=promise) for name, promise in promises.items()]
+
+
+def _workspace_of(asset_name: str, wanted: str, catalog: Catalog) -> Workspace:
+    root = catalog.workspace_dir / asset_name
+    if wanted != "newest":
+        workspace = Workspace(root / wanted)
+        if not wanted.isdigit() or not workspace.config_path.is_file():
+            raise WorkspaceError(workspace.path, "must be the workspace of a training", fix="Name it by its number.")
+        return workspace
+    finished = finished_workspaces(root)
+    if not finished:
+        raise WorkspaceError(
+            root,
+            f"needs a finished run of {asset_name} to score",
+            found="none",
+            fix=f"Materialize it first: `dagster asset materialize --select {asset_name}`.",
+        )
+    return finished[0]
+
+
+def _tell_mlflow(run: TrackedRun, workspace: Workspace, evaluation: "Evaluation") -> None:
+    """The scores as metrics at the checkpoint's step; the run lies below that of the training."""
+    training_run = workspace.tracking_run_id()
+    tags = {
+        "moge.workspace": str(workspace.path),
+        "moge.checkpoint": evaluation.checkpoint,
+        "moge.checkpoint_sha256": evaluation.sha256,
+        "moge.weights": evaluation.weights,
+        "mlflow.parentRunId": training_run,
+    }
+    run.describe(tags={key: value for key, value in tags.items() if value is not None})
+    metrics = {f"heldout/{name}": value for name, value in evaluation.scores.items()}
+    for dataset, scores in evaluation.datasets.items():
+        metrics |= {f"heldout/{dataset}/{name}": value for name, value in scores.items()}
+    run.measure(metrics, step=evaluation.step)
+
+
+def _metadata(workspace: Workspace, evaluation: "Evaluation") -> dict[str, Any]:
+    known: dict[str, Any] = {
+        **{name: float(value) for name, value in evaluation.scores.items() if math.isfinite(value)},
+        "workspace": dg.MetadataValue.path(workspace.path),
+        "checkpoint": dg.MetadataValue.path(evaluation.checkpoint),
+        "checkpoint_sha256": evaluation.sha256 or "not recorded",
+        "step": evaluation.step,
+        "weights": {"ema": "moving average", "model": "as trained"}[evaluation.weights],
+    }
+    if evaluation.datasets:
+        rows: list[dict[str, str | float]] = [
+            {"dataset": name, **scores} for name, scores in evaluation.datasets.items()
+        ]
+        known["datasets"] = dg.MetadataValue.table([dg.TableRecord(row) for row in rows])
+    if evaluation.parent_scores and math.isfinite(evaluation.parent_scores.get("rel", math.nan)):
+        known["rel_of_parent"] = float(evaluation.parent_scores["rel"])
+    return known
+
+
+def _history_metadata(asset_name: str, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    from moge_core.visualization import plot_lines
+
+    scored = [each for each in history if each["scores"]]
+    if not scored:
+        return {}
+    numbers = range(1, len(scored) + 1)
+    picture = plot_lines(
+        {"rel": (list(numbers), [each["scores"].get("rel", math.nan) for each in scored])},
+        title=f"Held-out error of {asset_name}",
+        x_label="evaluation",
+        y_label="rel",
+    )
+    rows = [
+        {
+            "time": each["time"],
+            "run": each["workspace"],
+            "step": each["step"],
+            "rel": each["scores"].get("rel"),
+            "delta1": each["scores"].get("delta1"),
+        }
+        for each in reversed(scored[-_ROWS_OF_HISTORY:])
+    ]
+    return {
+        "score_over_time": markdown_picture(picture, f"Held-out error of {asset_name} over its evaluations"),
+        "history": dg.MetadataValue.table([dg.TableRecord(row) for row in rows]),
+    }
+
+
+def _check_results(evaluation: "Evaluation", history: Sequence[Mapping[str, Any]]) -> list[dg.AssetCheckResult]:
+    held_out = dg.AssetCheckResult(
+        check_name=HELD_OUT_CHECK,
+        passed=bool(evaluation.scores),
+        severity=dg.AssetCheckSeverity.WARN,
+        description=None
+        if evaluation.scores
+        else "Nothing was held out, so nothing can be scored. Set `eval_every` and `eval_fraction` in the"
+        " configuration's `run` section, or split the dataset: `moge index DATASET --val-fraction 0.05`.",
+    )
+    now = evaluation.scores.get("rel")
+    earlier = [each["scores"]["rel"] for each in history[:-1] if each["scores"].get("rel") is not None]
+    before = earlier[-1] if earlier else None
+    worse = now is not None and before is not None and not now <= TOLERATED * before
+    told = {"before": before, "now": now}
+    regression = dg.AssetCheckResult(
+        check_name=REGRESSION_CHECK,
+        passed=not worse,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"rel was {before:.4f} and is {now:.4f}" if before is not None and now is not None else None,
+        metadata={name: float(value) for name, value in told.items() if value is not None and math.isfinite(value)},
+    )
+    return [held_out, regression]

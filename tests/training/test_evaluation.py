@@ -1,0 +1,93 @@
+"""Scores of a run's best checkpoint: on what it never saw, of the weights that are best, remembered."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moge_core.datasets.layout import VALIDATION_NAME
+from moge_core.errors import WorkspaceError
+from moge_core.training import Workspace, load_train_config, main
+from moge_core.training.evaluation import evaluate_best, read_history
+from moge_core.training.validation import untrained_instances
+
+WriteConfig = Callable[..., Path]
+
+
+def train(config: Path, workspace: Path, *flags: str) -> Workspace:
+    """A training of two steps in this process, as a run of an asset leaves it."""
+    workspace.mkdir(parents=True)
+    shutil.copy(config, workspace / "config.json")
+    argv = ["--config", str(config), "--workspace", str(workspace), "--num_iterations", "2", "--num_workers", "0"]
+    assert main([*argv, "--enable_mlflow", "False", *flags]) == 0
+    return Workspace(workspace)
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    return tmp_path / "runs"
+
+
+def test_a_run_that_evaluated_is_scored_by_the_weights_that_best_json_names(
+    tiny_config: WriteConfig, runs: Path
+) -> None:
+    workspace = train(tiny_config(), runs / "1", "--eval_every", "1", "--eval_fraction", "0.5")
+    best = workspace.best()
+    assert best is not None
+    evaluation = evaluate_best(workspace)
+    assert (evaluation.step, evaluation.weights) == (best["step"], "ema")
+    assert evaluation.scores["rel"] == pytest.approx(best["value"], rel=1e-5), "the same instances and resolution"
+    assert evaluation.datasets["scenes"]["instances"] >= 1
+    checkpoint = workspace.checkpoint_at(best["step"])
+    assert evaluation.sha256 == checkpoint.manifest["files"][Path(evaluation.checkpoint).name]["sha256"]
+    assert json.loads((workspace.path / "evaluation.json").read_text())["scores"] == dict(evaluation.scores)
+
+
+def test_a_finetuning_is_compared_with_its_parent_and_each_run_adds_to_the_history(
+    tiny_config: WriteConfig, runs: Path
+) -> None:
+    held_out = ("--eval_every", "2", "--eval_fraction", "0.5")
+    first = train(tiny_config(), runs / "1", *held_out)
+    parent = first.latest_checkpoint()
+    assert parent is not None
+    second = train(tiny_config(), runs / "2", *held_out, "--checkpoint", str(parent.model_path))
+    evaluate_best(first)
+    evaluation = evaluate_best(second)
+    assert evaluation.parent_scores is not None and set(evaluation.parent_scores) == {"rel", "delta1"}
+    with (runs / "evaluations.jsonl").open("a") as file:
+        file.write('{"cut')
+    history = read_history(runs)
+    assert [(each["workspace"], each["step"]) for each in history] == [("1", 1), ("2", 1)]
+    assert history[0]["parent_scores"] is None
+
+
+def test_without_anything_held_out_no_score_is_claimed(tiny_config: WriteConfig, runs: Path) -> None:
+    evaluation = evaluate_best(train(tiny_config(), runs / "1"))
+    assert (dict(evaluation.scores), dict(evaluation.datasets)) == ({}, {})
+
+
+def test_a_list_of_held_out_instances_that_training_read_too_is_not_held_out(
+    tiny_config: WriteConfig, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(scenes, tmp_path / "data")
+    monkeypatch.setenv("MOGE_DATA_ROOT", str(tmp_path / "data"))
+    data: Any = load_train_config(tiny_config()).data
+    dataset = tmp_path / "data" / "scenes"
+    names = (dataset / ".index.txt").read_text().splitlines()
+    (dataset / VALIDATION_NAME).write_text("\n".join(names[:3]) + "\n")
+    assert untrained_instances(data, None, 10) == []
+    (dataset / ".index.txt").write_text("\n".join(names[2:]) + "\n")
+    (left,) = untrained_instances(data, None, 10)
+    assert left.instances == tuple(names[:2])
+    (split,) = untrained_instances(data, 0.0, 10)
+    assert split.instances == tuple(names[:3]), "a training that evaluates never draws from that list"
+
+
+def test_a_run_without_a_checkpoint_cannot_be_scored(tmp_path: Path) -> None:
+    with pytest.raises(WorkspaceError, match="complete checkpoint"):
+        evaluate_best(Workspace(tmp_path))
