@@ -14,6 +14,7 @@ from typing import Any
 import dagster as dg
 
 from moge_pipeline.catalog import project_root, read_catalog
+from moge_pipeline.defs.conditions import automation_sensors
 from moge_pipeline.defs.datasets.assets import index_asset, raw_asset
 from moge_pipeline.defs.evaluation.assets import evaluation_asset
 from moge_pipeline.defs.finetuning.assets import checkpoint_specs, finetuning_asset
@@ -52,6 +53,7 @@ def build_definitions(root: Path, resources: Mapping[str, Any] | None = None) ->
             ]
         ),
         jobs=list(jobs.values()),
+        sensors=automation_sensors(catalog),
         schedules=[schedule for schedule in schedules if schedule is not None],
         resources={"launcher": LocalLauncher(), "mlflow": mlflow_resource, **(resources or {})},
     )

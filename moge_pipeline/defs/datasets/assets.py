@@ -7,15 +7,10 @@ import dagster as dg
 
 from moge_core.errors import MoGeError
 from moge_pipeline.catalog import Catalog, DatasetEntry
+from moge_pipeline.defs.conditions import OBSERVE_CRON, on_new_data
 from moge_pipeline.defs.datasets.checks import check_results, findings_table, index_check_specs
 from moge_pipeline.defs.errors import mendable_errors
 from moge_pipeline.defs.references import beta_features, code_references, owners_of_dataset
-
-ABSENT = "absent"
-"""Version of a folder that is not there."""
-
-OBSERVE_CRON = "*/10 * * * *"
-"""When automation looks at the folders."""
 
 _INPUT_VERSION_TAG = "dagster/input_data_version/"
 
@@ -32,7 +27,6 @@ def index_key(slug: str) -> dg.AssetKey:
 
 def raw_asset(entry: DatasetEntry) -> dg.SourceAsset:
     """The dataset's folder: observed, never made. Its version changes with the files in it."""
-    key = raw_key(entry.slug)
 
     def observe(context: dg.OpExecutionContext) -> dg.ObserveResult:
         from moge_core.datasets import dataset_fingerprint
@@ -43,16 +37,12 @@ def raw_asset(entry: DatasetEntry) -> dg.SourceAsset:
         except MoGeError as error:
             # Looking at a folder that is not there yet is no failure; whatever needs its data will fail and say so.
             context.log.warning(str(error))
-            # Nor is it a change, unless the folder has been there before.
-            seen = context.instance.fetch_observations(key, limit=1).records
-            version, state = ABSENT if seen else "", str(error)
-        return dg.ObserveResult(
-            data_version=dg.DataVersion(version) if version else None, metadata={"path": path, "state": state}
-        )
+            version, state = "absent", str(error)
+        return dg.ObserveResult(data_version=dg.DataVersion(version), metadata={"path": path, "state": state})
 
     with beta_features():
         decorate = dg.observable_source_asset(
-            key=key,
+            key=raw_key(entry.slug),
             group_name="raw",
             description=f"RGB-D instances of {entry.name} at `{entry.path}`. Observing tells whether anything in the"
             f" folder has changed; used by {', '.join(entry.used_by)}.",
@@ -77,7 +67,7 @@ def index_asset(entry: DatasetEntry, catalog: Catalog) -> dg.AssetsDefinition:
         kinds={"python", "parquet"},
         owners=owners_of_dataset(entry, catalog),
         metadata=code_references(entry.named_in),
-        automation_condition=on_new_data(),
+        automation_condition=on_new_data(entry.path),
         description=f"List of the usable instances of {entry.name}, and `.moge/manifest.parquet` with what is known of"
         f" each. Lists in use: {lists}. A list made by hand is checked and adopted, never rewritten.",
     )
@@ -127,12 +117,6 @@ def index_asset(entry: DatasetEntry, catalog: Catalog) -> dg.AssetsDefinition:
         )
 
     return index
-
-
-def on_new_data() -> dg.AutomationCondition[Any]:
-    """Made anew when what it is made from has changed, and only then."""
-    changed = dg.AutomationCondition.any_deps_match(dg.AutomationCondition.data_version_changed())
-    return (changed.since_last_handled() & ~dg.AutomationCondition.in_progress()).with_label("its data has changed")
 
 
 def _observation(entry: DatasetEntry, fingerprint: str) -> dg.AssetObservation:

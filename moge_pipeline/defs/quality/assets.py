@@ -6,7 +6,8 @@ from typing import Any
 import dagster as dg
 
 from moge_pipeline.catalog import Catalog, DatasetEntry, DatasetVariant, slug_of
-from moge_pipeline.defs.datasets.assets import index_key, on_new_data
+from moge_pipeline.defs.conditions import on_new_data
+from moge_pipeline.defs.datasets.assets import index_key
 from moge_pipeline.defs.errors import mendable_errors
 from moge_pipeline.defs.quality.thumbnails import picture
 from moge_pipeline.defs.references import code_references, owners_of_dataset
@@ -30,7 +31,7 @@ def quality_asset(entry: DatasetEntry, catalog: Catalog) -> dg.AssetsDefinition:
         kinds={"python"},
         owners=owners_of_dataset(entry, catalog),
         metadata=code_references(entry.named_in),
-        automation_condition=on_new_data(),
+        automation_condition=on_new_data(entry.path),
         description=f"What {entry.name} looks like: one page to open in a browser (`report.html`), with sampled"
         " instances as pictures and as point clouds to turn, the distribution of depths and cameras, and what is wrong;"
         f" the clouds as PLY, too. Below `{out_dir.relative_to(catalog.root)}`.",

@@ -5,6 +5,7 @@ from typing import Any
 import dagster as dg
 
 from moge_pipeline.catalog import Catalog, TrainingEntry
+from moge_pipeline.defs.conditions import on_new_data
 from moge_pipeline.defs.errors import usable
 from moge_pipeline.defs.references import code_references, owners_of
 from moge_pipeline.defs.training.execution import run_training
@@ -41,13 +42,7 @@ def _automation(entry: TrainingEntry) -> dg.AutomationCondition[Any] | None:
     """Trainings wait to be started, except where their configuration says that new data starts them."""
     if entry.config is None or entry.config.automation != "new_data":
         return None
-    new_data = dg.AutomationCondition.any_deps_match(dg.AutomationCondition.data_version_changed())
-    return (
-        new_data.since_last_handled()
-        & ~dg.AutomationCondition.any_deps_missing()
-        & dg.AutomationCondition.all_deps_blocking_checks_passed()
-        & ~dg.AutomationCondition.in_progress()
-    ).with_label("new data that passed its checks")
+    return on_new_data() & ~dg.AutomationCondition.any_deps_missing()
 
 
 def problem(error: Exception | None) -> str:
