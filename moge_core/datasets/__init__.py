@@ -32,21 +32,29 @@ if TYPE_CHECKING:
     )
     from moge_core.datasets.inspection import inspect_dataset
     from moge_core.datasets.layout import Finding, read_index
+    from moge_core.datasets.listed import ListedReport, check_listed
     from moge_core.datasets.quality import QualityReport, write_quality_report
     from moge_core.datasets.quarantine import quarantine_instances, read_quarantine, release_instances
     from moge_core.datasets.sample_scenes import render_sample_scenes
     from moge_core.datasets.splits import SplitReport, split_dataset
+    from moge_core.datasets.statistics import DatasetStatistics, Drift, compare_statistics, depth_statistics
     from moge_core.datasets.validation import RULES, ValidationSettings, validate_dataset
 
 __all__ = [
     "RULES",
+    "DatasetStatistics",
+    "Drift",
     "Finding",
     "ImportReport",
     "IndexReport",
+    "ListedReport",
     "QualityReport",
     "SplitReport",
     "ValidationSettings",
+    "check_listed",
+    "compare_statistics",
     "dataset_fingerprint",
+    "depth_statistics",
     "import_arrays",
     "import_blendedmvs",
     "import_colmap",
@@ -74,13 +82,19 @@ __all__ = [
 
 _HOME = {
     "RULES": "validation",
+    "DatasetStatistics": "statistics",
+    "Drift": "statistics",
     "Finding": "layout",
     "ImportReport": "importers",
     "IndexReport": "index",
+    "ListedReport": "listed",
     "QualityReport": "quality",
     "SplitReport": "splits",
     "ValidationSettings": "validation",
+    "check_listed": "listed",
+    "compare_statistics": "statistics",
     "dataset_fingerprint": "index",
+    "depth_statistics": "statistics",
     "import_arrays": "importers",
     "import_blendedmvs": "importers",
     "import_colmap": "importers",

@@ -8,9 +8,8 @@ it stands, and so is one that was made for other depth maps.
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from moge_core.datasets.layout import (
@@ -29,35 +28,19 @@ from moge_core.datasets.layout import (
 from moge_core.datasets.lists import WrittenLists, back_up
 from moge_core.datasets.manifest import (
     MANIFEST_NAME,
-    InstanceRecord,
     Manifest,
-    comparison_key,
     load_manifest,
     locked,
     manifest_path,
     open_manifest,
     save_manifest,
 )
-from moge_core.datasets.parallel import parallel_map
 from moge_core.datasets.quarantine import read_quarantine
+from moge_core.datasets.refresh import compare, contents_digest, outdated, read_anew
 from moge_core.datasets.splits import trim_splits
-from moge_core.datasets.validation import (
-    ValidationSettings,
-    compare_instances,
-    examine_instance,
-    find_repeated,
-    instance_stamp,
-    load_settings,
-)
+from moge_core.datasets.validation import ValidationSettings, find_repeated, load_settings
 from moge_core.datasets.validation.dataset import apply_settings, find_put_aside
-from moge_core.datasets.validation.reprojection import check_reprojection
 from moge_core.errors import DatasetError, InputError, MissingIndexError
-
-# What was read is written down so often, so that a killed run of hours loses a minute.
-_SAVE_EVERY_S = 60.0
-
-# Raised when more is compared: what is remembered of former comparisons is then made again.
-_COMPARISON_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -177,7 +160,8 @@ def _index(
         scan_findings = apply_settings(passed_by, settings)
         candidates = [name for name in found if name not in quarantined]
 
-    num_read = _refresh(root, manifest, candidates, depth_name, settings, anew=rebuild, progress=progress)
+    to_read = candidates if rebuild else outdated(root, manifest, candidates, depth_name, settings)
+    read_anew(root, manifest, to_read, depth_name, settings, progress=progress)
     if not adopted:
         _forget_lost(manifest, {*candidates, *quarantined}, root)
     flagged = manifest.select_with_findings(candidates, depth_name)
@@ -202,9 +186,11 @@ def _index(
     if index_name == INDEX_NAME:
         notes += trim_splits(root, lists, instances)
     lists.save()
-    digest = _digest(instances, manifest, depth_name)
-    compared = digest if candidates == instances else _digest(candidates, manifest, depth_name)
-    findings += _comparison(root, manifest, candidates, compared, index_name, depth_name, settings)
+    digest = contents_digest(instances, manifest, depth_name)
+    digest_of_compared = digest if candidates == instances else contents_digest(candidates, manifest, depth_name)
+    findings += compare(
+        root, manifest, candidates, index_name, depth_name, settings, digest=digest_of_compared, listed=digest
+    )
     save_manifest(root, manifest)
     return IndexReport(
         dataset_dir=root,
@@ -215,7 +201,7 @@ def _index(
         findings=findings,
         adopted=adopted,
         num_scanned=len(candidates),
-        num_read=num_read,
+        num_read=len(to_read),
         backup_path=backup,
         quarantined=() if adopted else tuple(sorted(quarantined)),
         made_for=made_for,
@@ -233,7 +219,7 @@ def index_digest(dataset_dir: str | Path, index_name: str = INDEX_NAME, *, depth
         MissingIndexError, DatasetError: as `read_index`.
     """
     root = resolve_dataset(dataset_dir)
-    return _digest(read_index(root, index_name), load_manifest(root), depth_name)
+    return contents_digest(read_index(root, index_name), load_manifest(root), depth_name)
 
 
 def dataset_fingerprint(dataset_dir: str | Path) -> str:
@@ -262,71 +248,6 @@ def dataset_fingerprint(dataset_dir: str | Path) -> str:
     return digest.hexdigest()
 
 
-def _refresh(
-    root: Path,
-    manifest: Manifest,
-    instances: Sequence[str],
-    depth_name: str,
-    settings: ValidationSettings,
-    *,
-    anew: bool,
-    progress: Progress | None,
-) -> int:
-    """Read the instances whose files are not those that the manifest knows; return how many."""
-    if manifest.notes.get("settings") != settings.digest():
-        # Records of former thresholds go, those of other depth files too: they are read again when they are indexed.
-        for path, other in list(manifest.keys()):
-            manifest.drop(path, other)
-        manifest.notes["settings"] = settings.digest()
-    known = {} if anew else manifest.column("stamp", depth_name)
-    base = f"{root}/"
-    outdated = [name for name in instances if known.get(name) != instance_stamp(base + name, depth_name)]
-
-    def read(instance: str) -> InstanceRecord:
-        return examine_instance(root, instance, depth_name, settings=settings)
-
-    saved_at = time.monotonic()
-    try:
-        for record in parallel_map(read, outdated, progress):
-            manifest.put(record)
-            if time.monotonic() - saved_at > _SAVE_EVERY_S:
-                save_manifest(root, manifest)
-                saved_at = time.monotonic()
-    except BaseException:
-        # What was read so far is not read again next time.
-        save_manifest(root, manifest)
-        raise
-    return len(outdated)
-
-
-def _comparison(
-    root: Path,
-    manifest: Manifest,
-    instances: Sequence[str],
-    digest: str,
-    index_name: str,
-    depth_name: str,
-    settings: ValidationSettings,
-) -> list[Finding]:
-    """Findings of comparing the instances; remembered, because comparing a million takes longer than finding no change.
-
-    Instances are compared with those beside them, so the remembered ones hold as long as nothing changed anywhere.
-    """
-    key = comparison_key(index_name, depth_name)
-    basis = {
-        "digest": digest,
-        "settings": settings.digest(),
-        "version": _COMPARISON_VERSION,
-    }
-    remembered = manifest.notes.get(key)
-    if remembered is not None and basis.items() <= remembered.items():
-        return manifest.comparison(index_name, depth_name)
-    records = manifest.select(instances, depth_name)
-    found = compare_instances(records, settings) + check_reprojection(root, records, settings)
-    manifest.notes[key] = {**basis, "findings": [asdict(finding) for finding in found]}
-    return found
-
-
 def _forget_lost(manifest: Manifest, kept: set[str], root: Path) -> None:
     for path, depth_name in list(manifest.keys()):
         if path not in kept and not (root / path).is_dir():
@@ -350,11 +271,3 @@ def _nothing_usable(
         found=f"{len(candidates)} instances, all broken. First: {first}",
         fix=findings[0].fix if findings else None,
     )
-
-
-def _digest(instances: Sequence[str], manifest: Manifest, depth_name: str) -> str:
-    fingerprints = manifest.column("fingerprint", depth_name)
-    digest = hashlib.sha256()
-    for instance in instances:
-        digest.update(f"{instance}\0{fingerprints.get(instance, '')}\n".encode())
-    return digest.hexdigest()

@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -134,6 +134,16 @@ class Manifest:
             values = {path: column[row] for path, row in rows.items() if path not in dropped}
         values |= {path: getattr(record, name) for (path, other), record in self._fresh.items() if other == depth_name}
         return values
+
+    def rows(self, instances: Iterable[str], depth_name: str, columns: Sequence[str]) -> pa.Table:
+        """Some columns of those of `instances` that are known, in their order; quick for a million of them."""
+        import pyarrow as pa
+
+        if self._fresh or self._dropped or self._table is None:
+            return Manifest(self.merged()).rows(instances, depth_name, columns)
+        positions = self._positions().get(depth_name, {})
+        wanted = [positions[path] for path in instances if path in positions]
+        return self._table.select(list(columns)).take(pa.array(wanted, pa.int64()))
 
     def select(self, instances: Iterable[str], depth_name: str) -> list[InstanceRecord]:
         """Records of `instances` in their order, without those that were never read."""
@@ -300,6 +310,14 @@ def save_manifest(root: Path, manifest: Manifest) -> Path:
         raise DatasetError(path, "must be writable", found=error) from error
     manifest.saved(table)
     return path
+
+
+def can_be_written(root: Path) -> bool:
+    """Whether this user may write the dataset's manifest: data may lie on a medium that is only read."""
+    state = root / STATE_DIR
+    lock = state / LOCK_NAME
+    place = lock if lock.exists() else state if state.exists() else root
+    return os.access(place, os.W_OK) and (place == root or os.access(state, os.W_OK))
 
 
 @contextlib.contextmanager

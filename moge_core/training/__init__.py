@@ -18,7 +18,7 @@ from moge_core.training.config import (
     load_finetune_config,
     load_train_config,
 )
-from moge_core.training.preflight import DatasetIdentity, check_training_inputs
+from moge_core.training.preflight import DatasetIdentity, check_training_data, check_training_inputs
 from moge_core.training.tracking import Observer
 from moge_core.training.workspace import (
     CheckpointInfo,
@@ -47,6 +47,7 @@ __all__ = [
     "WorkspaceChoice",
     "build_lr_scheduler",
     "build_optimizer",
+    "check_training_data",
     "check_training_inputs",
     "choose_workspace",
     "finished_workspaces",

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-import moge_core.datasets.index as index_module
+import moge_core.datasets.refresh as refresh_module
 from moge_core.datasets import index_dataset, validate_dataset
 from moge_core.io import write_depth, write_image, write_meta
 
@@ -64,7 +64,7 @@ def test_index_and_validation_find_the_same_and_index_remembers_it(
     write_scene(tmp_path, lambda depth: depth / 5)
     first = index_dataset(tmp_path).findings
     assert [finding.evidence for finding in first if finding.rule == "reprojects"] == reprojecting(tmp_path) != []
-    monkeypatch.setattr(index_module, "check_reprojection", lambda *_: pytest.fail("nothing has changed"))
+    monkeypatch.setattr(refresh_module, "check_reprojection", lambda *_: pytest.fail("nothing has changed"))
     assert index_dataset(tmp_path).findings == first
 
 

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,8 +30,12 @@ from moge_core.datasets.manifest import InstanceRecord
 from moge_core.datasets.validation.cameras import camera_problem, judge_camera, judge_pixels
 from moge_core.datasets.validation.catalogue import RULES
 from moge_core.datasets.validation.settings import ValidationSettings
+from moge_core.datasets.validation.usage import DepthNumbers, judge_density, judge_unit
 from moge_core.errors import MoGeError
 from moge_core.io.files import NamedBytes, read_bytes
+
+if TYPE_CHECKING:
+    from moge_core.datasets.validation.values import DepthValues
 
 _MAP_NAMES = (NORMAL_NAME, MASK_NAME, SEGMENTATION_NAME)
 _KNOWN_NAMES = frozenset({IMAGE_NAME, META_NAME, *_MAP_NAMES, *INSPECTION_NAMES})
@@ -312,11 +316,10 @@ class _Examination:
         unit = None if self.scale_free else self.depth_unit or 1.0
         for rule, evidence in judge_values(values, self.settings, unit):
             self._found(rule, evidence)
-        self._check_density(values.num_known / values.num_pixels, values.num_infinite / values.num_pixels)
         telling = values.num_known >= self.settings.min_pixels and values.levels[-1] > values.levels[0]
         if telling:
             self._check_geometry(coded, grey, has_shape=values.levels.size >= _LEAST_LEVELS)
-        self._check_unit(telling=telling)
+        self._check_use(values, telling=telling)
 
     def _check_maps(self) -> None:
         """Beginning and end of the further maps; decoding them would cost more than all the rest."""
@@ -369,28 +372,18 @@ class _Examination:
             for rule, evidence in judge_registration(registration, self.settings):
                 self._found(rule, evidence)
 
-    def _check_density(self, known_share: float, infinite_share: float) -> None:
-        dense = known_share + infinite_share
-        if self.label_type in self.settings.dense_labels and dense < self.settings.min_dense_share:
-            kind = "sparse" if dense < 0.1 else "semi-dense"
-            evidence = f"{dense:.1%} of the pixels are known ({kind}), and the label type is {self.label_type}"
+    def _check_use(self, values: DepthValues, *, telling: bool) -> None:
+        known, infinite = (count / values.num_pixels for count in (values.num_known, values.num_infinite))
+        evidence = judge_density(self.label_type, known, infinite, self.settings)
+        if evidence is not None:
             self._found("density-fits-label", evidence)
-
-    def _check_unit(self, *, telling: bool) -> None:
-        median, height = self.values.get("depth_median"), self.values.get("camera_height")
-        if self.scale_free or median is None:
+        if self.scale_free:
             return
-        unit = self.depth_unit or 1.0
-        presumed = "" if self.depth_unit is not None else ", if depth is in metres (no depth_unit says otherwise)"
-        least, most = self.settings.min_depth_m, self.settings.max_depth_m
-        low, high = self.settings.min_camera_height_m, self.settings.max_camera_height_m
-        if not least <= median * unit <= most:
-            self._found("unit-plausible", f"the median depth is {median * unit:.4g} m{presumed}")
-        elif telling and abs(self.values["depth_max"] - 1) < 1e-4:
-            evidence = f"the greatest depth is exactly 1, as of depth that was divided by its maximum{presumed}"
-            self._found("unit-plausible", evidence)
-        elif height is not None and not low <= height * unit <= high:
-            evidence = f"the camera is {height * unit:.3g} m above what looks like the floor{presumed}"
+        numbers = DepthNumbers(
+            self.values["depth_median"], self.values["depth_max"], self.values.get("camera_height"), telling
+        )
+        evidence = judge_unit(numbers, self.depth_unit, self.settings)
+        if evidence is not None:
             self._found("unit-plausible", evidence)
 
     def _open(self, name: str) -> NamedBytes:
