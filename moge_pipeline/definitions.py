@@ -16,6 +16,7 @@ import dagster as dg
 from moge_pipeline.catalog import project_root, read_catalog
 from moge_pipeline.defs.conditions import automation_sensors
 from moge_pipeline.defs.datasets.assets import index_asset, raw_asset
+from moge_pipeline.defs.datasets.drift import freshness_check
 from moge_pipeline.defs.evaluation.assets import evaluation_asset
 from moge_pipeline.defs.finetuning.assets import checkpoint_specs, finetuning_asset
 from moge_pipeline.defs.finetuning.schedules import finetuning_schedule
@@ -52,6 +53,7 @@ def build_definitions(root: Path, resources: Mapping[str, Any] | None = None) ->
                 *checkpoint_specs(catalog),
             ]
         ),
+        asset_checks=[freshness_check(entry) for entry in datasets],
         jobs=list(jobs.values()),
         sensors=automation_sensors(catalog),
         schedules=[schedule for schedule in schedules if schedule is not None],

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from pipeline_project import Project
 
+from moge_pipeline.defs.training import execution
+
 THEIR_OWN_WARNINGS = (
     "ignore:Property `OpDefinition.version` is deprecated:DeprecationWarning",
     "ignore:InitResourceContext.(dagster_run|run_id) is deprecated:DeprecationWarning",
@@ -29,4 +31,5 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project
     """An empty project that relative dataset paths start at."""
     monkeypatch.setenv("MOGE_DATA_ROOT", str(tmp_path))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(execution, "RETRY_DELAY_S", 0)
     yield Project(tmp_path)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -18,11 +20,39 @@ from moge_pipeline.defs.training.run_config import LaunchConfig
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def graph_of(definitions: dg.Definitions) -> dict[str, list[str]]:
+SNAPSHOT = Path(__file__).with_name("asset_graph.json")
+UPDATE_VARIABLE = "MOGE_UPDATE_SNAPSHOTS"
+
+
+def graph_of(definitions: dg.Definitions) -> dict[str, Any]:
+    """Everything that a person sees in the graph and beside it, as plain values."""
     graph = definitions.resolve_asset_graph()
+    keys = sorted(graph.get_all_asset_keys(), key=lambda key: key.to_user_string())
+    repository = definitions.get_repository_def()
     return {
-        key.to_user_string(): sorted(parent.to_user_string() for parent in graph.get(key).parent_keys)
-        for key in sorted(graph.get_all_asset_keys(), key=lambda key: key.to_user_string())
+        "assets": {key.to_user_string(): _shown(graph.get(key)) for key in keys},
+        "jobs": {
+            name: sorted(key.to_user_string() for key in repository.get_job(name).asset_layer.selected_asset_keys)
+            for name in sorted(repository.job_names)
+            if not name.startswith("__")
+        },
+        "schedules": {each.name: [each.cron_schedule, each.default_status.value] for each in repository.schedule_defs},
+        "sensors": {
+            each.name: each.default_status.value for each in sorted(repository.sensor_defs, key=lambda each: each.name)
+        },
+    }
+
+
+def _shown(node: Any) -> dict[str, Any]:
+    return {
+        "deps": sorted(parent.to_user_string() for parent in node.parent_keys),
+        "group": node.group_name,
+        "kinds": sorted(tag.removeprefix("dagster/kind/") for tag in node.tags if "/kind/" in tag),
+        "owners": sorted(node.owners),
+        "pools": sorted(node.pools or ()),
+        "checks": sorted(check.name for check in node.check_keys),
+        "automated": node.automation_condition is not None,
+        "executable": node.is_executable,
     }
 
 
@@ -35,34 +65,23 @@ def test_definitions_load_without_torch_mlflow_and_their_kind() -> None:
     assert result.stderr == ""
 
 
-def test_the_asset_graph_is_the_one_that_people_know(project: Project) -> None:
+def test_the_asset_graph_is_the_one_that_people_know(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MOGE_AUTOMATION", raising=False)
     project.train("v1", [{"name": "Tartan-Air", "path": "data/a"}, {"name": "room", "path": "data/room"}])
-    project.train("sample")
-    project.finetune("sample")
+    project.train("sample", owners=["team:vision", "ada@example.org"], automation="new_data")
+    project.finetune("sample", schedule={"cron": "0 3 * * *", "enabled": True})
     project.finetune("hub", base="Ruicheng/moge-vitl")
-    assert graph_of(project.definitions()) == {
-        "checkpoint/Ruicheng_moge_vitl": [],
-        "finetune_hub": ["checkpoint/Ruicheng_moge_vitl", "index/sample"],
-        "finetune_sample": ["index/sample", "train_sample"],
-        "index/Tartan_Air": ["raw/Tartan_Air"],
-        "index/room": ["raw/room"],
-        "index/sample": ["raw/sample"],
-        "quality/Tartan_Air": ["index/Tartan_Air"],
-        "quality/room": ["index/room"],
-        "quality/sample": ["index/sample"],
-        "raw/Tartan_Air": [],
-        "raw/room": [],
-        "raw/sample": [],
-        "train_sample": ["index/sample"],
-        "train_v1": ["index/Tartan_Air", "index/room"],
-    }
+    graph = graph_of(project.definitions())
+    if os.environ.get(UPDATE_VARIABLE):
+        SNAPSHOT.write_text(json.dumps(graph, indent=1, sort_keys=True) + "\n")
+    assert graph == json.loads(SNAPSHOT.read_text()), f"meant so? {UPDATE_VARIABLE}=1 writes {SNAPSHOT.name} anew"
 
 
 def test_every_asset_has_a_description_and_the_group_of_its_stage(project: Project) -> None:
     project.train("sample")
     project.finetune("sample", base="pretrained/a.pt")
     graph = project.definitions().resolve_asset_graph()
-    groups = {"train": "training", "finetune": "finetuning", "checkpoint": "finetuning"}
+    groups = {"train": "training", "finetune": "finetuning", "checkpoint": "finetuning", "evaluation": "evaluation"}
     for key in graph.get_all_asset_keys():
         stage = key.path[0].split("_")[0]
         assert graph.get(key).group_name == groups.get(stage, stage)
@@ -71,9 +90,8 @@ def test_every_asset_has_a_description_and_the_group_of_its_stage(project: Proje
 
 def test_every_flag_of_a_run_is_in_the_run_configuration_with_its_description(project: Project) -> None:
     project.train("sample")
-    (train,) = [
-        d for d in project.definitions().resolve_asset_graph().assets_defs if d.key == dg.AssetKey("train_sample")
-    ]
+    key = dg.AssetKey("train_sample")
+    (train,) = [each for each in project.definitions().resolve_asset_graph().assets_defs if key in each.keys]
     fields = train.op.config_schema.config_type.fields
     assert set(fields) == {*RunFlags.model_fields, *LaunchConfig.model_fields}
     assert all(field.description and not field.is_required for field in fields.values())

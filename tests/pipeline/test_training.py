@@ -1,5 +1,6 @@
 """What a training asset does around the launched command."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -75,6 +76,46 @@ def test_an_interrupted_training_is_continued_and_a_finished_one_is_not(ready: P
     assert ready.materialize("train_sample", launcher=anew).success
     assert anew.flag("--workspace") == str(ready.root / "workspace/train_sample/2")
     assert anew.flag("--checkpoint") is None
+
+
+def test_a_training_that_was_preempted_goes_on_by_itself_and_one_that_failed_does_not(ready: Project) -> None:
+    class Preempted(FakeLauncher):
+        workspaces: list[str | None] = []  # noqa: RUF012
+
+        def run(self, context: Any, *arguments: Any) -> Any:
+            self.state = "finished" if context.retry_number == 2 else "interrupted"
+            result = super().run(context, *arguments)
+            self.workspaces.append(self.flag("--workspace"))
+            return result
+
+    launcher = Preempted(step=1)
+    assert ready.materialize("train_sample", launcher=launcher, config={"resume": "never"}).success
+    assert len(launcher.workspaces) == 3 and len(set(launcher.workspaces)) == 1, "a retry keeps its workspace"
+    assert launcher.flag("--checkpoint") == "latest"
+
+    failing = FakeLauncher("failed", "NonFiniteError", step=2)
+    result = ready.materialize("train_sample", launcher=failing)
+    assert not [event for event in result.all_events if event.event_type_value == "STEP_RESTARTED"]
+
+
+def test_as_many_retries_as_are_asked_for(ready: Project) -> None:
+    result = ready.materialize(
+        "train_sample", launcher=FakeLauncher("interrupted", "SIGTERM", step=1), config={"max_retries": 1}
+    )
+    assert len([event for event in result.all_events if event.event_type_value == "STEP_RESTARTED"]) == 1
+    assert "interrupted after step 1" in failure_text(result)
+
+
+def test_a_training_that_reached_its_maximum_runtime_says_so_and_is_not_retried(ready: Project) -> None:
+    class Long(FakeLauncher):
+        def run(self, *arguments: Any) -> Any:
+            return dataclasses.replace(super().run(*arguments), timed_out=True)
+
+    result = ready.materialize(
+        "train_sample", launcher=Long("interrupted", "SIGTERM", step=1), config={"max_runtime_s": 5.0}
+    )
+    assert "It had run for 5 s, its maximum." in failure_text(result)
+    assert not [event for event in result.all_events if event.event_type_value == "STEP_RESTARTED"]
 
 
 def test_resume_never_begins_a_new_workspace(ready: Project) -> None:

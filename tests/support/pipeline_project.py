@@ -138,6 +138,18 @@ class FakeLauncher:
         return LaunchResult(0 if self.state == "finished" else 1, {"loss": 0.5}, messages)
 
 
+class InProcessLauncher:
+    """Runs the real trainer inside the test's process, where starting another one would take most of the time."""
+
+    def run(
+        self, context: Any, argv: Sequence[str], env: Mapping[str, str], resources: LaunchResources
+    ) -> LaunchResult:
+        from moge_core.training import main
+
+        flags = list(argv[argv.index("moge_pipeline.training_process") + 1 :])
+        return LaunchResult(main([*flags, "--num_workers", "0", "--enable_mlflow", "False"]))
+
+
 def save_fake_checkpoint(workspace: Workspace, step: int, content: bytes = b"weights") -> None:
     """A complete checkpoint, as far as anything but torch can tell."""
     import hashlib

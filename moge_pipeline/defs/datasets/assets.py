@@ -9,6 +9,7 @@ from moge_core.errors import MoGeError
 from moge_pipeline.catalog import Catalog, DatasetEntry
 from moge_pipeline.defs.conditions import OBSERVE_CRON, on_new_data
 from moge_pipeline.defs.datasets.checks import check_results, findings_table, index_check_specs
+from moge_pipeline.defs.datasets.drift import STATISTICS, drift_check_specs, drift_results, former_statistics
 from moge_pipeline.defs.errors import mendable_errors
 from moge_pipeline.defs.references import beta_features, code_references, owners_of_dataset
 
@@ -63,7 +64,7 @@ def index_asset(entry: DatasetEntry, catalog: Catalog) -> dg.AssetsDefinition:
         key=key,
         deps=[raw_key(entry.slug)],
         group_name="index",
-        check_specs=index_check_specs(key),
+        check_specs=[*index_check_specs(key), *drift_check_specs(key)],
         kinds={"python", "parquet"},
         owners=owners_of_dataset(entry, catalog),
         metadata=code_references(entry.named_in),
@@ -72,7 +73,9 @@ def index_asset(entry: DatasetEntry, catalog: Catalog) -> dg.AssetsDefinition:
         f" each. Lists in use: {lists}. A list made by hand is checked and adopted, never rewritten.",
     )
     def index(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[Any]]:
-        from moge_core.datasets import dataset_fingerprint, index_dataset
+        from moge_core.datasets import dataset_fingerprint, depth_statistics, index_dataset
+
+        before = former_statistics(context.instance, key)
 
         with mendable_errors():
             fingerprint = dataset_fingerprint(entry.path)
@@ -83,6 +86,8 @@ def index_asset(entry: DatasetEntry, catalog: Catalog) -> dg.AssetsDefinition:
                 report = index_dataset(entry.path, index_name=variant.index, depth_name=variant.depth)
             context.log.info(f"{report.index_path}: {len(report.instances)} of {report.num_scanned} instances")
             reports.append(report)
+        with mendable_errors():
+            statistics = depth_statistics(entry.path, entry.variants[0].index, entry.variants[0].depth)
         findings = [finding for report in reports for finding in report.findings]
         yield dg.MaterializeResult(
             data_version=dg.DataVersion("-".join(report.digest for report in reports)),
@@ -112,8 +117,9 @@ def index_asset(entry: DatasetEntry, catalog: Catalog) -> dg.AssetsDefinition:
                     ]
                 ),
                 "findings": findings_table(findings),
+                STATISTICS: dg.MetadataValue.json(statistics.model_dump()),
             },
-            check_results=check_results(reports),
+            check_results=[*check_results(reports), *drift_results(before, statistics)],
         )
 
     return index

@@ -1,0 +1,92 @@
+"""Scores as assets: of what was never trained on, over time, with what a person wants to see beside them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+from pipeline_project import InProcessLauncher, Project, failure_text, metadata_of
+
+from moge_core.datasets import render_sample_scenes
+from moge_pipeline.defs.resources.tracking import mlflow_resource
+
+EVALUATES = {"num_iterations": 2, "eval_every": 1, "eval_fraction": 0.5, "vis_every": 1, "num_vis_images": 2}
+
+
+@pytest.fixture
+def shop(project: Project) -> Project:
+    """A project whose training really trains, in this process."""
+    project.train("sample", run={**EVALUATES, "batch_size_forward": 2, "init": "random", "num_processes": 1})
+    project.finetune("sample")
+    render_sample_scenes(project.root / "data" / "sample", 4, 1, size=(96, 72))
+    return project
+
+
+def make(project: Project, *assets: str, **options: Any) -> dg.ExecuteInProcessResult:
+    result = project.materialize(*assets, launcher=InProcessLauncher(), **options)
+    assert result.success, failure_text(result)
+    return result
+
+
+def test_a_training_is_scored_on_what_it_never_saw_and_its_scores_have_a_history(
+    shop: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{shop.root}/mlflow.db")
+    trained = make(shop, "index/sample", "train_sample")
+    shown = {
+        name: value.value
+        for event in trained.get_asset_materialization_events()
+        for name, value in event.materialization.metadata.items()
+    }
+    for picture in ("loss_over_time", "predictions"):
+        assert shown[picture].startswith("![") and "data:image/png;base64," in shown[picture]
+
+    first = make(shop, "evaluation_train_sample", mlflow=mlflow_resource)
+    metadata = metadata_of(first)
+    assert metadata["rel"] > 0 and 0 <= metadata["delta1"] <= 1
+    assert Path(metadata["checkpoint"]).is_file() and metadata["workspace"].endswith("train_sample/1")
+    (dataset,) = metadata["datasets"].records
+    assert dataset.data["dataset"] == "sample" and dataset.data["instances"] >= 1
+    passed = {each.check_name: each.passed for each in first.get_asset_check_evaluations()}
+    assert passed == {"scored_on_unseen_data": True, "no_worse_than_before": True}
+
+    import mlflow
+
+    run = mlflow.MlflowClient(f"sqlite:///{shop.root}/mlflow.db").get_run(metadata["mlflow_run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["heldout/rel"] == pytest.approx(metadata["rel"])
+    assert run.data.tags["moge.checkpoint"] == metadata["checkpoint"]
+
+    again = metadata_of(make(shop, "evaluation_train_sample"))
+    assert [row.data["run"] for row in again["history"].records] == ["1", "1"]
+    assert "data:image/png;base64," in again["score_over_time"]
+
+
+def test_a_score_that_got_worse_is_told(shop: Project) -> None:
+    make(shop, "index/sample", "train_sample")
+    make(shop, "evaluation_train_sample")
+    history = shop.root / "workspace" / "train_sample" / "evaluations.jsonl"
+    before = json.loads(history.read_text())
+    before["scores"]["rel"] *= 0.5
+    history.write_text(json.dumps(before) + "\n")
+    result = make(shop, "evaluation_train_sample")
+    (check,) = [each for each in result.get_asset_check_evaluations() if each.check_name == "no_worse_than_before"]
+    assert not check.passed and check.severity == dg.AssetCheckSeverity.WARN
+
+
+def test_a_training_that_held_nothing_out_is_not_scored_and_learns_how_to_be(shop: Project) -> None:
+    shop.train("sample", run={"num_iterations": 1, "batch_size_forward": 2, "init": "random"})
+    make(shop, "index/sample", "train_sample")
+    result = make(shop, "evaluation_train_sample")
+    assert "rel" not in metadata_of(result)
+    (check,) = [each for each in result.get_asset_check_evaluations() if each.check_name == "scored_on_unseen_data"]
+    assert not check.passed and "--val-fraction" in str(check.description)
+
+
+def test_without_a_finished_run_the_failure_says_what_to_do(shop: Project) -> None:
+    text = failure_text(shop.materialize("evaluation_finetune_sample"))
+    assert "dagster asset materialize --select finetune_sample" in text
+    assert "number" in failure_text(shop.materialize("evaluation_train_sample", config={"workspace": "../x"}))
