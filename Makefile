@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow test-all check format demo dev bench clean
+.PHONY: help setup test test-slow test-services test-all check format demo dev bench clean
 
 help: ## show this list
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-9s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
 
 setup: $(READY) ## make .venv with everything in it
 
@@ -22,7 +22,11 @@ test: $(READY) ## quick tests
 test-slow: $(READY) ## real trainings, signals, several processes
 	$(BIN)/python -m pytest -m slow
 
-test-all: test test-slow ## every test
+test-services: $(READY) ## Slurm, Ray, PostgreSQL and a browser, installed from Debian's packages
+	packaging/install_services.sh
+	$(BIN)/python -m pytest -m services --services
+
+test-all: test test-slow test-services ## every test
 
 check: $(READY) ## format, lint, types, layers
 	$(BIN)/ruff format --check .

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -74,19 +75,24 @@ class Project:
         (folder / ".index.txt").write_text("".join(f"{instance}\n" for instance in instances))
 
     def materialize(
-        self, *assets: str, launcher: Any = None, mlflow: Any = None, config: Mapping[str, Any] | None = None
+        self,
+        *assets: str,
+        launcher: Any = None,
+        mlflow: Any = None,
+        config: Mapping[str, Any] | None = None,
+        instance: dg.DagsterInstance | None = None,
     ) -> dg.ExecuteInProcessResult:
         """Run assets in this process, with stand-ins for the training command and, unless given, for MLflow.
 
-        `config` is the run configuration of the first asset.
+        `config` is the run configuration of the first asset; without an `instance` nothing is remembered.
         """
         definitions = self.definitions(launcher=launcher or FakeLauncher(), mlflow=mlflow or NoTracking())
         ops = {assets[0].replace("/", "__"): {"config": dict(config)}} if config else {}
-        with dg.DagsterInstance.ephemeral() as instance:
+        with nullcontext(instance) if instance is not None else dg.DagsterInstance.ephemeral() as used:
             return definitions.resolve_implicit_global_asset_job_def().execute_in_process(
                 run_config={"ops": ops},
                 asset_selection=[dg.AssetKey.from_user_string(asset) for asset in assets],
-                instance=instance,
+                instance=used,
                 raise_on_error=False,
             )
 
@@ -101,8 +107,6 @@ class NoTracking:
     """Stands in for MLflow where a test is about something else."""
 
     def asset_run(self, context: Any, name: str) -> Any:
-        from contextlib import nullcontext
-
         from moge_pipeline.defs.resources.tracking import TrackedRun
 
         return nullcontext(TrackedRun("sqlite:///unused.db"))
