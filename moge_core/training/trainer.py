@@ -157,7 +157,9 @@ class Trainer:
                 if stop and step < last:
                     return self._end("interrupted", "asked to stop", step, resumable=True)
             reason = f"reached {self.flags.num_iterations} iterations"
-            return self._end("finished", reason, last, resumable=False)
+            if self.first_step > last:
+                reason = f"nothing to do: {self.first_step} steps are done, and num_iterations is {last + 1}"
+            return self._end("finished", reason, max(last, self.first_step - 1), resumable=False)
 
     def _end(self, state: Literal["finished", "interrupted"], reason: str, step: int, *, resumable: bool) -> RunStatus:
         """Leave no rank behind: a launcher ends the others soon after the first is gone."""

@@ -1,7 +1,7 @@
 """`raw/<dataset>`, the folder as the user left it, and `index/<dataset>`, the list of instances that training reads."""
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
@@ -14,6 +14,9 @@ from moge_pipeline.defs.errors import mendable_errors
 from moge_pipeline.defs.references import beta_features, code_references, owners_of_dataset
 
 _INPUT_VERSION_TAG = "dagster/input_data_version/"
+
+if TYPE_CHECKING:
+    from moge_core.datasets import IndexReport
 
 
 def raw_key(slug: str) -> dg.AssetKey:
@@ -45,8 +48,8 @@ def raw_asset(entry: DatasetEntry) -> dg.SourceAsset:
         decorate = dg.observable_source_asset(
             key=raw_key(entry.slug),
             group_name="raw",
-            description=f"RGB-D instances of {entry.name} at `{entry.path}`. Observing tells whether anything in the"
-            f" folder has changed; used by {', '.join(entry.used_by)}.",
+            description=f"The folder of {entry.name}, `{entry.path}`, with its RGB-D instances. Observing tells whether"
+            f" anything in it has changed. Used by {', '.join(entry.used_by)}.",
             metadata={"path": dg.MetadataValue.path(entry.path)},
             tags={"dagster/kind/file": ""},
             automation_condition=dg.AutomationCondition.cron_tick_passed(OBSERVE_CRON)
@@ -69,14 +72,13 @@ def index_asset(entry: DatasetEntry, catalog: Catalog) -> dg.AssetsDefinition:
         owners=owners_of_dataset(entry, catalog),
         metadata=code_references(entry.named_in),
         automation_condition=on_new_data(entry.path),
-        description=f"List of the usable instances of {entry.name}, and `.moge/manifest.parquet` with what is known of"
-        f" each. Lists in use: {lists}. A list made by hand is checked and adopted, never rewritten.",
+        description=f"The usable instances of {entry.name}, as a list, and what is known of each, in"
+        f" `.moge/manifest.parquet`. Lists in use: {lists}. A list made by hand is checked and adopted, never rewritten.",
     )
     def index(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[Any]]:
         from moge_core.datasets import dataset_fingerprint, depth_statistics, index_dataset
 
         before = former_statistics(context.instance, key)
-
         with mendable_errors():
             fingerprint = dataset_fingerprint(entry.path)
         context.log_event(_observation(entry, fingerprint))
@@ -98,31 +100,32 @@ def index_asset(entry: DatasetEntry, catalog: Catalog) -> dg.AssetsDefinition:
                 "scanned": reports[0].num_scanned,
                 "errors": sum(finding.severity == "error" for finding in findings),
                 "warnings": sum(finding.severity == "warning" for finding in findings),
-                "digest": reports[0].digest,
-                "fingerprint": fingerprint,
+                **({"findings": findings_table(findings)} if findings else {}),
+                "lists": _lists_table(entry, reports),
                 "path": dg.MetadataValue.path(reports[0].index_path),
                 "manifest": dg.MetadataValue.path(reports[0].manifest_path),
                 "adopted": reports[0].adopted,
-                "lists": dg.MetadataValue.table(
-                    [
-                        dg.TableRecord(
-                            {
-                                "index": variant.index,
-                                "depth": variant.depth,
-                                "instances": len(report.instances),
-                                "digest": report.digest,
-                            }
-                        )
-                        for variant, report in zip(entry.variants, reports, strict=True)
-                    ]
-                ),
-                "findings": findings_table(findings),
                 STATISTICS: dg.MetadataValue.json(statistics.model_dump()),
+                "digest": reports[0].digest,
+                "fingerprint": fingerprint,
             },
             check_results=[*check_results(reports), *drift_results(before, statistics)],
         )
 
     return index
+
+
+def _lists_table(entry: DatasetEntry, reports: "Sequence[IndexReport]") -> dg.TableMetadataValue:
+    rows: list[dict[str, str | int]] = [
+        {
+            "index": variant.index,
+            "depth": variant.depth,
+            "instances": len(report.instances),
+            "digest": report.digest,
+        }
+        for variant, report in zip(entry.variants, reports, strict=True)
+    ]
+    return dg.MetadataValue.table([dg.TableRecord(row) for row in rows])
 
 
 def _observation(entry: DatasetEntry, fingerprint: str) -> dg.AssetObservation:

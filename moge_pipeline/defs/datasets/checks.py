@@ -127,10 +127,15 @@ def _result(name: str, rules: frozenset[str], reports: Sequence[IndexReport]) ->
         f"{left_out} in instances left out": left_out,
         f"{warnings} warnings": warnings,
     }
+    num_checked = sum(report.num_scanned for report in reports)
     return dg.AssetCheckResult(
         check_name=name,
         passed=not found,
         severity=dg.AssetCheckSeverity.ERROR if blocking else dg.AssetCheckSeverity.WARN,
-        description=", ".join(text for text, count in told.items() if count) or None,
-        metadata={"findings": findings_table(found)} if found else {},
+        description=", ".join(text for text, count in told.items() if count) or f"{num_checked} instances checked",
+        metadata={
+            "errors": blocking + left_out,
+            "warnings": warnings,
+            **({"findings": findings_table(found)} if found else {}),
+        },
     )

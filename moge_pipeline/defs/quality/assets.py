@@ -18,6 +18,9 @@ from moge_pipeline.defs.references import code_references, owners_of_dataset
 if TYPE_CHECKING:
     from moge_core.datasets import QualityReport
 
+# Numbers that Dagster draws over the materializations of an asset.
+_PLOTTED = ("num_instances", "num_left_out", "valid_share", "depth_median")
+
 
 class QualityConfig(dg.Config):
     """How much of the dataset the report shows."""
@@ -84,17 +87,23 @@ def _write_report(entry: DatasetEntry, variant: DatasetVariant, folder: Path, co
 def _metadata(entry: DatasetEntry, report: "QualityReport", folder: Path) -> dict[str, Any]:
     problems = [dg.TableRecord({"instance": name, "problem": text}) for name, text in report.problems.items()]
     clouds = [dg.TableRecord({"instance": name, "ply": str(path)}) for name, path in report.ply_paths.items()]
+    numbers = {name: _rounded(value) for name, value in report.statistics.items()}
     return {
         "verdict": report.verdict,
-        # A path that can be copied: browsers do not follow links from a page of a server to a file.
-        "page": dg.MetadataValue.path(report.html_path),
         "contact_sheet": picture(Path(report.contact_sheet), f"Sampled instances of {entry.name}"),
         "depth_histogram": picture(Path(report.depth_histogram), f"Depths of {entry.name}"),
-        "point_clouds": dg.MetadataValue.table(clouds),
-        "statistics": dg.MetadataValue.json(report.statistics),
-        "report": dg.MetadataValue.path(folder),
         **({"problems": dg.MetadataValue.table(problems)} if problems else {}),
+        # A path that can be copied: browsers do not follow links from a page of a server to a file.
+        "page": dg.MetadataValue.path(report.html_path),
+        **{name: numbers[name] for name in _PLOTTED if name in numbers},
+        "statistics": dg.MetadataValue.json(numbers),
+        "point_clouds": dg.MetadataValue.table(clouds),
+        "report": dg.MetadataValue.path(folder),
     }
+
+
+def _rounded(value: float) -> float:
+    return value if isinstance(value, int) else float(f"{value:.4g}")
 
 
 def _folder_of(variant: DatasetVariant) -> str:

@@ -54,8 +54,8 @@ def _description(entry: TrainingEntry) -> str:
     lines = [problem(entry.error)]
     if entry.config is not None:
         lines.append(
-            f"MoGe {entry.config.model_version} ({entry.config.model.get('encoder', 'custom encoder')}) trained as"
-            f" `configs/train/{entry.source.name}` says. Each run has a folder `workspace/{entry.asset_name}/<n>`"
+            f"A MoGe {entry.config.model_version} model ({entry.config.model.get('encoder', 'custom encoder')}) as"
+            f" `configs/train/{entry.source.name}` has it. Each run has a folder `workspace/{entry.asset_name}/<n>`"
             " with its checkpoints, metrics and pictures; an unfinished run is continued unless `resume` says no."
         )
     return "\n\n".join(filter(None, lines))

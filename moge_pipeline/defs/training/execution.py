@@ -85,11 +85,11 @@ def run_training(
                 write_json(_base_record(workspace), {"path": str(base.path), "sha256": base.sha256, "step": base.step})
 
     known: dict[str, Any] = {
+        "datasets": _dataset_table(datasets),
         "workspace": dg.MetadataValue.path(workspace.path),
         "config": dg.MetadataValue.path(config.source),
-        "config_digest": config.digest(),
-        "datasets": _dataset_table(datasets),
         **(base.metadata if base is not None else {}),
+        "config_digest": config.digest(),
     }
     resources = LaunchResources(
         cwd=catalog.root,
@@ -106,9 +106,9 @@ def run_training(
         run.describe(tags={f"moge.launch.{name}": value for name, value in result.tags.items()})
         known |= {**run.metadata, **result.tags}
         checkpoint = _require_success(context, launch, result, workspace, before, known)
-    return dg.MaterializeResult(
-        metadata={**known, **_checkpoint_metadata(checkpoint), **result.metadata, **training_pictures(workspace)}
-    )
+    # What a person wants to know stands first.
+    shown = {**_checkpoint_metadata(checkpoint), **run.metadata, **training_pictures(workspace)}
+    return dg.MaterializeResult(metadata={**shown, **result.metadata, **known})
 
 
 def launch_command(flags: RunFlags, workspace: Workspace, checkpoint: str | None) -> list[str]:
@@ -262,7 +262,7 @@ _ENDINGS = {"interrupted": "was interrupted", "failed": "failed", "running": "wa
 
 
 def _checkpoint_metadata(checkpoint: CheckpointInfo) -> dict[str, Any]:
-    return {"checkpoint": dg.MetadataValue.path(checkpoint.model_path), "step": checkpoint.step}
+    return {"step": checkpoint.step, "checkpoint": dg.MetadataValue.path(checkpoint.model_path)}
 
 
 def _dataset_table(datasets: Iterable[DatasetIdentity]) -> dg.TableMetadataValue:
