@@ -26,7 +26,7 @@ SCENES = {TRAIN_DATA: (2400, 1, "200x150"), HELDOUT_DATA: (32, 2, "320x240")}
 CONFIG = Path("configs/train/sample.json")
 TRAINING_ROOT = Path("workspace/train_sample")
 QUALITY_ROOT = Path("workspace/quality/sample")
-SELECTION = "+train_sample,quality/sample"
+SELECTION = "+train_sample,quality/sample,evaluation_train_sample"
 MATERIALIZE = ["-m", "dagster", "asset", "materialize", "-m", "moge_pipeline.definitions"]
 AIM = 0.85
 """The model's score over the best constant's: at most this much, or the demo has failed."""
