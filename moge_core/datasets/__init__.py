@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from moge_core.datasets.import_log import ImportEvent, read_import_log
     from moge_core.datasets.importers import (
         ImportReport,
         import_arrays,
@@ -26,9 +27,11 @@ if TYPE_CHECKING:
     )
     from moge_core.datasets.index import (
         IndexReport,
+        content_digest,
         dataset_fingerprint,
         index_dataset,
         index_digest,
+        names_digest,
     )
     from moge_core.datasets.inspection import inspect_dataset
     from moge_core.datasets.layout import Finding, read_index
@@ -41,11 +44,13 @@ if TYPE_CHECKING:
 __all__ = [
     "RULES",
     "Finding",
+    "ImportEvent",
     "ImportReport",
     "IndexReport",
     "QualityReport",
     "SplitReport",
     "ValidationSettings",
+    "content_digest",
     "dataset_fingerprint",
     "import_arrays",
     "import_blendedmvs",
@@ -62,7 +67,9 @@ __all__ = [
     "index_dataset",
     "index_digest",
     "inspect_dataset",
+    "names_digest",
     "quarantine_instances",
+    "read_import_log",
     "read_index",
     "read_quarantine",
     "release_instances",
@@ -75,11 +82,13 @@ __all__ = [
 _HOME = {
     "RULES": "validation",
     "Finding": "layout",
+    "ImportEvent": "import_log",
     "ImportReport": "importers",
     "IndexReport": "index",
     "QualityReport": "quality",
     "SplitReport": "splits",
     "ValidationSettings": "validation",
+    "content_digest": "index",
     "dataset_fingerprint": "index",
     "import_arrays": "importers",
     "import_blendedmvs": "importers",
@@ -96,7 +105,9 @@ _HOME = {
     "index_dataset": "index",
     "index_digest": "index",
     "inspect_dataset": "inspection",
+    "names_digest": "index",
     "quarantine_instances": "quarantine",
+    "read_import_log": "import_log",
     "read_index": "layout",
     "read_quarantine": "quarantine",
     "release_instances": "quarantine",

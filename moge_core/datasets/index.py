@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -46,6 +46,7 @@ from moge_core.datasets.validation import (
     compare_instances,
     examine_instance,
     find_repeated,
+    instance_fingerprint,
     instance_stamp,
     load_settings,
 )
@@ -233,7 +234,36 @@ def index_digest(dataset_dir: str | Path, index_name: str = INDEX_NAME, *, depth
         MissingIndexError, DatasetError: as `read_index`.
     """
     root = resolve_dataset(dataset_dir)
-    return _digest(read_index(root, index_name), load_manifest(root), depth_name)
+    fingerprints = load_manifest(root).column("fingerprint", depth_name)
+    return _digest_of(read_index(root, index_name), fingerprints)
+
+
+def names_digest(dataset_dir: str | Path, index_name: str = INDEX_NAME) -> str:
+    """What `index_digest` says of a dataset that was never indexed: of its list alone.
+
+    Raises:
+        MissingIndexError, DatasetError: as `read_index`.
+    """
+    return _digest_of(read_index(dataset_dir, index_name), {})
+
+
+def content_digest(
+    dataset_dir: str | Path,
+    index_name: str = INDEX_NAME,
+    *,
+    depth_name: str = DEPTH_NAME,
+    progress: Progress | None = None,
+) -> str:
+    """What `index_digest` would say after indexing now: all instances of the list are read, none decoded.
+
+    Raises:
+        MissingIndexError, DatasetError: as `read_index`.
+    """
+    root = resolve_dataset(dataset_dir)
+    instances = read_index(root, index_name)
+    names = list(dict.fromkeys(instances))
+    read = parallel_map(lambda name: instance_fingerprint(root, name, depth_name), names, progress)
+    return _digest_of(instances, dict(zip(names, read, strict=True)))
 
 
 def dataset_fingerprint(dataset_dir: str | Path) -> str:
@@ -353,7 +383,10 @@ def _nothing_usable(
 
 
 def _digest(instances: Sequence[str], manifest: Manifest, depth_name: str) -> str:
-    fingerprints = manifest.column("fingerprint", depth_name)
+    return _digest_of(instances, manifest.column("fingerprint", depth_name))
+
+
+def _digest_of(instances: Sequence[str], fingerprints: Mapping[str, str]) -> str:
     digest = hashlib.sha256()
     for instance in instances:
         digest.update(f"{instance}\0{fingerprints.get(instance, '')}\n".encode())

@@ -22,6 +22,7 @@ class DatasetIdentity:
     index_path: Path
     digest: str
     num_instances: int
+    depth: str = DEPTH_NAME
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for a manifest."""
@@ -70,6 +71,7 @@ def check_training_inputs(config: TrainConfig) -> list[DatasetIdentity]:
                 index_path,
                 index_digest(path, dataset.index, depth_name=dataset.depth),
                 len(instances),
+                dataset.depth,
             )
         )
     return identities
