@@ -15,6 +15,7 @@
     moge infer -i PHOTOS -o OUT --model FILE  geometry of photos with a trained model
     moge complete DATASET --model FILE        drop wrong depth, fill unknown depth with a model's help
     moge evaluate CHECKPOINT --data DATASET   point scores on a held-out dataset
+    moge lineage CHECKPOINT                   where a checkpoint comes from, back to the data and to the root
     moge checkpoint show|convert FILE ...     what a checkpoint is; .pt to .safetensors and back
     moge export MODEL -o FILE.onnx            an ONNX graph for any image size
     moge doctor                               what is missing on this machine
@@ -32,7 +33,7 @@ from pathlib import Path
 import click
 
 from moge_core import __version__
-from moge_core.cli import completion, datasets, importing, importing_scenes, loading, models, report
+from moge_core.cli import completion, datasets, importing, importing_scenes, lineage, loading, models, report
 from moge_core.cli.common import EXIT_FINDINGS, Commands, verbose
 
 
@@ -91,6 +92,7 @@ for command in (
     completion.complete_command,
     models.evaluate_command,
     models.export_command,
+    lineage.lineage_command,
     models.checkpoint_group,
 ):
     cli.add_command(command)

@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from moge_core.datasets.import_log import ImportEvent, read_import_log
     from moge_core.datasets.importers import (
         ImportReport,
         import_arrays,
@@ -26,9 +27,11 @@ if TYPE_CHECKING:
     )
     from moge_core.datasets.index import (
         IndexReport,
+        content_digest,
         dataset_fingerprint,
         index_dataset,
         index_digest,
+        names_digest,
     )
     from moge_core.datasets.inspection import inspect_dataset
     from moge_core.datasets.layout import Finding, read_index
@@ -45,6 +48,7 @@ __all__ = [
     "DatasetStatistics",
     "Drift",
     "Finding",
+    "ImportEvent",
     "ImportReport",
     "IndexReport",
     "ListedReport",
@@ -53,6 +57,7 @@ __all__ = [
     "ValidationSettings",
     "check_listed",
     "compare_statistics",
+    "content_digest",
     "dataset_fingerprint",
     "depth_statistics",
     "import_arrays",
@@ -70,7 +75,9 @@ __all__ = [
     "index_dataset",
     "index_digest",
     "inspect_dataset",
+    "names_digest",
     "quarantine_instances",
+    "read_import_log",
     "read_index",
     "read_quarantine",
     "release_instances",
@@ -85,6 +92,7 @@ _HOME = {
     "DatasetStatistics": "statistics",
     "Drift": "statistics",
     "Finding": "layout",
+    "ImportEvent": "import_log",
     "ImportReport": "importers",
     "IndexReport": "index",
     "ListedReport": "listed",
@@ -93,6 +101,7 @@ _HOME = {
     "ValidationSettings": "validation",
     "check_listed": "listed",
     "compare_statistics": "statistics",
+    "content_digest": "index",
     "dataset_fingerprint": "index",
     "depth_statistics": "statistics",
     "import_arrays": "importers",
@@ -110,7 +119,9 @@ _HOME = {
     "index_dataset": "index",
     "index_digest": "index",
     "inspect_dataset": "inspection",
+    "names_digest": "index",
     "quarantine_instances": "quarantine",
+    "read_import_log": "import_log",
     "read_index": "layout",
     "read_quarantine": "quarantine",
     "release_instances": "quarantine",

@@ -35,10 +35,11 @@ from moge_core.datasets.manifest import (
     open_manifest,
     save_manifest,
 )
+from moge_core.datasets.parallel import parallel_map
 from moge_core.datasets.quarantine import read_quarantine
-from moge_core.datasets.refresh import compare, contents_digest, outdated, read_anew
+from moge_core.datasets.refresh import compare, contents_digest, digest_of, outdated, read_anew
 from moge_core.datasets.splits import trim_splits
-from moge_core.datasets.validation import ValidationSettings, find_repeated, load_settings
+from moge_core.datasets.validation import ValidationSettings, find_repeated, instance_fingerprint, load_settings
 from moge_core.datasets.validation.dataset import apply_settings, find_put_aside
 from moge_core.errors import DatasetError, InputError, MissingIndexError
 
@@ -220,6 +221,34 @@ def index_digest(dataset_dir: str | Path, index_name: str = INDEX_NAME, *, depth
     """
     root = resolve_dataset(dataset_dir)
     return contents_digest(read_index(root, index_name), load_manifest(root), depth_name)
+
+
+def names_digest(dataset_dir: str | Path, index_name: str = INDEX_NAME) -> str:
+    """What `index_digest` says of a dataset that was never indexed: of its list alone.
+
+    Raises:
+        MissingIndexError, DatasetError: as `read_index`.
+    """
+    return digest_of(read_index(dataset_dir, index_name), {})
+
+
+def content_digest(
+    dataset_dir: str | Path,
+    index_name: str = INDEX_NAME,
+    *,
+    depth_name: str = DEPTH_NAME,
+    progress: Progress | None = None,
+) -> str:
+    """What `index_digest` would say after indexing now: all instances of the list are read, none decoded.
+
+    Raises:
+        MissingIndexError, DatasetError: as `read_index`.
+    """
+    root = resolve_dataset(dataset_dir)
+    instances = read_index(root, index_name)
+    names = list(dict.fromkeys(instances))
+    read = parallel_map(lambda name: instance_fingerprint(root, name, depth_name), names, progress)
+    return digest_of(instances, dict(zip(names, read, strict=True)))
 
 
 def dataset_fingerprint(dataset_dir: str | Path) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,11 @@ def read_anew(
 
 def contents_digest(instances: Sequence[str], manifest: Manifest, depth_name: str) -> str:
     """Digest of a list's names and of the contents of its instances, as far as the manifest knows these."""
-    fingerprints = manifest.column("fingerprint", depth_name)
+    return digest_of(instances, manifest.column("fingerprint", depth_name))
+
+
+def digest_of(instances: Sequence[str], fingerprints: Mapping[str, str]) -> str:
+    """Digest of names and of the digests of their contents, as far as these are known."""
     digest = hashlib.sha256()
     for instance in instances:
         digest.update(f"{instance}\0{fingerprints.get(instance, '')}\n".encode())

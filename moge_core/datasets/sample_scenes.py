@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from moge_core.datasets.import_log import append_import, import_log_path
 from moge_core.datasets.layout import (
     DEPTH_NAME,
     IMAGE_NAME,
@@ -113,6 +114,7 @@ def render_sample_scenes(
         return sorted(instances)
 
     check_state(root.resolve())
+    log_path = import_log_path(root)
     state_dir = root / STATE_DIR
     state_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="sample-scenes-", dir=state_dir) as staging:
@@ -120,6 +122,14 @@ def render_sample_scenes(
             done += 1
             if progress is not None:
                 progress(done, count)
+    append_import(
+        log_path,
+        importer="sample-scenes",
+        source=f"rendered, seed {seed}",
+        options={"recipe": _RECIPE, "seed": seed, "count": count, "size": list(size)},
+        instances=count,
+        written=len(missing),
+    )
     return sorted(instances)
 
 

@@ -216,12 +216,21 @@ class TrainConfig(StrictModel):
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint was trained with: everything but the per-run flags and what only the pipeline reads."""
-        return {key: value for key, value in self._raw.items() if key not in NOT_OF_THE_MODEL}
+        return _identity(self._raw)
 
     def digest(self) -> str:
-        """SHA-256 of `identity()`, independent of key order and layout."""
-        canonical = json.dumps(self.identity(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()
+        """See `config_digest`."""
+        return config_digest(self._raw)
+
+
+def config_digest(raw: Mapping[str, Any]) -> str:
+    """SHA-256 of what a configuration says of a checkpoint (see `TrainConfig.identity`), independent of its layout."""
+    canonical = json.dumps(_identity(raw), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _identity(raw: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in raw.items() if key not in NOT_OF_THE_MODEL}
 
 
 class ScheduleConfig(StrictModel):

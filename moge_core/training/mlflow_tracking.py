@@ -79,7 +79,7 @@ class RunSender:
         fail_fast()
         self._is_training = self._is_remembered = is_training
         self._workspace, self._tags, self._given_run = workspace, dict(tags), run_id
-        self._uri = uri
+        self.uri = uri
         self._client: Any = None
         self.run_id: str | None = None
         self._files = {"metrics": workspace.metrics_path, "system": workspace.system_path}
@@ -95,9 +95,9 @@ class RunSender:
         """Find or open the run."""
         import mlflow
 
-        client = mlflow.MlflowClient(tracking_uri=self._uri)
+        client = mlflow.MlflowClient(tracking_uri=self.uri)
         before = _read_tracking(self._workspace)
-        remembered = before.get("run_id") if before.get("uri") == self._uri else None
+        remembered = before.get("run_id") if before.get("uri") == self.uri else None
         run_id = self._given_run or (remembered if _exists(client, remembered) else None)
         if run_id is None:
             found = client.get_experiment_by_name(EXPERIMENT)
@@ -181,7 +181,7 @@ class RunSender:
     def _remember(self) -> None:
         if not self._is_remembered:
             return  # a copy for somewhere else: the training goes on in its own run
-        _update_tracking(self._workspace, {"uri": self._uri, "run_id": self.run_id, "sent": self._sent})
+        _update_tracking(self._workspace, {"uri": self.uri, "run_id": self.run_id, "sent": self._sent})
 
 
 class MLflowTracker:
@@ -210,6 +210,11 @@ class MLflowTracker:
         self._failures_in_a_row = 0
         self._thread = threading.Thread(target=self._run, name="moge-mlflow", daemon=True)
         self._thread.start()
+
+    @property
+    def run(self) -> tuple[str, str] | None:
+        """Store and id of the run that this training logs to; None while the store has not answered."""
+        return None if self._sender.run_id is None else (self._sender.uri, self._sender.run_id)
 
     def on_start(self, workspace: Path, parameters: Mapping[str, Any]) -> None:
         """Send parameters, datasets and the configuration."""
@@ -342,6 +347,13 @@ def replay_metrics(workspace: Workspace, uri: str | None = None, run_id: str | N
         sender.finish(status)
     assert sender.run_id is not None
     return sender.run_id, len(lines)
+
+
+def known_run(workspace: Workspace) -> tuple[str | None, str | None]:
+    """Store and id of the MLflow run that a workspace's training logged to; None twice without one."""
+    known = _read_tracking(workspace)
+    uri, run_id = known.get("uri"), known.get("run_id")
+    return (uri, run_id) if isinstance(uri, str) and isinstance(run_id, str) else (None, None)
 
 
 def _read_tracking(workspace: Workspace) -> dict[str, Any]:

@@ -34,6 +34,7 @@ class DatasetIdentity:
     index_path: Path
     digest: str
     num_instances: int
+    depth: str = DEPTH_NAME
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for a manifest."""
@@ -52,7 +53,7 @@ def check_training_inputs(config: TrainConfig) -> list[DatasetIdentity]:
         path, index_path = _located(where, dataset)
         instances = read_index(path, dataset.index)
         digest = index_digest(path, dataset.index, depth_name=dataset.depth)
-        identities.append(DatasetIdentity(dataset.name, path, index_path, digest, len(instances)))
+        identities.append(DatasetIdentity(dataset.name, path, index_path, digest, len(instances), dataset.depth))
     return identities
 
 
@@ -95,7 +96,9 @@ def check_training_data(
         report = _checked(dataset, path, dataset.index, progress, log)
         listed = frozenset(report.instances)
         identities.append(
-            DatasetIdentity(dataset.name, path, path / dataset.index, report.digest, len(report.instances))
+            DatasetIdentity(
+                dataset.name, path, path / dataset.index, report.digest, len(report.instances), dataset.depth
+            )
         )
         problems += _problems(where, dataset, report)
         if scores and (path / VALIDATION_NAME).is_file() and dataset.index != VALIDATION_NAME:

@@ -120,7 +120,16 @@ def finite_only(values: Mapping[str, float]) -> dict[str, float | None]:
 
 
 def _append(path: Path, step: int, values: Mapping[str, float]) -> None:
-    line = (json.dumps({"step": step, **finite_only(values)}) + "\n").encode()
+    append_line(path, {"step": step, **finite_only(values)})
+
+
+def append_line(path: Path, values: Mapping[str, Any]) -> None:
+    """Add one JSON object a line to a file: whole, or not at all.
+
+    Raises:
+        OSError: the disk does not take it.
+    """
+    line = (json.dumps(values) + "\n").encode()
     with path.open("ab", buffering=0) as file:
         size = file.tell()
         if file.write(line) != len(line):  # a full disk takes a part, which would spoil the next line
@@ -142,7 +151,7 @@ def _drop_lines_from(path: Path, first_step: int) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The undamaged lines of metrics.jsonl or system.jsonl; none where there is no file."""
+    """The undamaged lines of a file that `append_line` wrote; none where there is no file."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:

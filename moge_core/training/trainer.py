@@ -32,6 +32,7 @@ from moge_core.training.non_finite import SkippedSteps
 from moge_core.training.objective import check_losses, compute_objective, labels_with_normals
 from moge_core.training.pictures import PredictionPictures
 from moge_core.training.preflight import DatasetIdentity
+from moge_core.training.provenance import Provenance
 from moge_core.training.reporting import Report
 from moge_core.training.tracking import MetricsFile, Observer, finite_only
 from moge_core.training.validation import score_held_out, split_datasets
@@ -88,6 +89,7 @@ class Trainer:
         self.failures_before, self.failure_window = 0, (0, 0)
         self.best: dict[str, Any] | None = None
         self.parent: dict[str, Any] | None = None
+        self.provenance = Provenance(self.workspace, config)
         if restored is not None:
             self._restore(restored)
         self.saved_step = self.first_step - 1
@@ -300,7 +302,7 @@ class Trainer:
                 }
                 state = self.network.state(step, self.accelerator, counters)
             if self.is_main:
-                self.writer.save(state, self._lineage(), self.best if is_best else None)
+                self.writer.save(state, self._lineage() | self.provenance.as_dict(), self.best if is_best else None)
 
     def _finish_saving(self) -> None:
         self.writer.wait()
@@ -381,16 +383,20 @@ class Trainer:
         opened: list[Observer] = [MetricsFile(self.workspace, self.first_step), *others]
         if self.flags.enable_mlflow:
             tags = {"mlflow.runName": self.workspace.path.as_posix(), "moge.config": str(self.config.source)}
+            tags |= self.provenance.launch.mlflow_tags()
             if self.parent:
                 tags["moge.parent_checkpoint"] = f"{self.parent['path']} (sha256 {self.parent['sha256']})"
             weights = {dataset.name: dataset.weight for dataset in self.config.data.datasets}
             inputs = [{**dataset.as_dict(), "weight": weights[dataset.name]} for dataset in self.datasets]
-            opened.append(MLflowTracker(self.workspace, tags, inputs))
+            tracker = MLflowTracker(self.workspace, tags, inputs)
+            self.provenance.mlflow_run = lambda: tracker.run
+            opened.append(tracker)
         return opened
 
     def _tell_what_changed(self, manifest: Mapping[str, Any]) -> None:
         """Warn of changes under which a resumed run no longer is the run that was interrupted."""
         now = self._lineage()
+        self.provenance.continues(manifest, now)
         for key in ("config_digest", "batch_size_total", "seed", "held_out"):
             value = now[key]
             if self.is_main and manifest.get(key, value) != value:
@@ -431,6 +437,14 @@ class Trainer:
     def _begin(self) -> None:
         if self.is_main:
             write_json(self.workspace.config_path, self.config.raw)
+            self.provenance.begin(
+                {
+                    "first_step": self.first_step,
+                    "continues": self.continues,
+                    **self._lineage(),
+                    "flags": {name: str(value) for name, value in asdict(self.flags).items()},
+                }
+            )
         parameters = {name: str(value) for name, value in asdict(self.flags).items()}
         parameters |= {
             "batch_size_total": str(self.global_batch),

@@ -7,6 +7,7 @@
     ├── metrics.jsonl                 one line a log step: what depends on configuration, data and seed alone
     ├── system.jsonl                  one line a log step: speed, memory, waiting
     ├── failures.jsonl                instances that could not be used
+    ├── launches.jsonl                one line a start or resume: who launched it, from which code, on which data
     ├── tracking.json                 which MLflow run it is, and what has been sent there
     ├── best.json                     step and score of the best checkpoint, with --eval_every
     ├── bad_batches/                  batches of steps that had to be skipped
@@ -110,6 +111,11 @@ class Workspace:
         """The MLflow run that the training logs to, if it does."""
         run_id = (_read_json(self.tracking_path) or {}).get("run_id")
         return run_id if isinstance(run_id, str) else None
+
+    @property
+    def launches_path(self) -> Path:
+        """Every start and resume, one JSON object a line."""
+        return self.path / "launches.jsonl"
 
     def failures_path(self, rank: int = 0) -> Path:
         """Instances that a process could not use, one JSON object a line."""
@@ -299,7 +305,7 @@ class Workspace:
             return all(
                 (self.checkpoint_dir / name).stat().st_size == file["bytes"] for name, file in manifest["files"].items()
             )
-        except (OSError, KeyError, TypeError):
+        except (OSError, KeyError, TypeError, AttributeError, ValueError):
             return False
 
 
@@ -383,7 +389,7 @@ def _changes(workspace: Workspace, config: TrainConfig) -> list[str]:
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return values if isinstance(values, dict) else None
 

@@ -8,16 +8,15 @@ run that was killed half-way is finished by the next, with the same result as on
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from moge_core.datasets.import_log import append_import, import_log_path
 from moge_core.datasets.importers.frames import Frame, read_frame
 from moge_core.datasets.importers.records import ImportSettings, Record, Stored, finding_of
 from moge_core.datasets.layout import (
@@ -27,7 +26,6 @@ from moge_core.datasets.layout import (
     META_NAME,
     NORMAL_NAME,
     SEGMENTATION_NAME,
-    STATE_DIR,
     Finding,
     Progress,
     is_instance_path,
@@ -36,7 +34,6 @@ from moge_core.datasets.parallel import parallel_map, parallel_stream
 from moge_core.errors import DatasetError, InputError, InstanceError, MoGeError
 from moge_core.io.files import NamedBytes, write_bytes
 
-LOG_NAME = "import.jsonl"
 _VERSION = 3
 # By the names that `Record.parts` has.
 _FILE_OF_PART = {
@@ -141,7 +138,7 @@ def run_import(
         DatasetError: no record, none that could be imported, or a `.moge` that leads out of the dataset.
     """
     base = source if source.is_dir() else source.parent
-    log_path = _log_path(out)
+    log_path = import_log_path(out)
     skipped: list[Finding] = []
     accepted = _accepted(records, settings, skipped)
     out.mkdir(parents=True, exist_ok=True)
@@ -404,37 +401,19 @@ def _encoded(
     return {name: content.getvalue() for name, content in files.items()}
 
 
-def _log_path(out: Path) -> Path:
-    """Path of the log.
-
-    Raises:
-        DatasetError: it leads out of the dataset.
-    """
-    path = out / STATE_DIR / LOG_NAME
-    for part in (path.parent, path):
-        if part.is_symlink():
-            raise DatasetError(part, "must lie inside the dataset", found=f"a link to {part.readlink()}")
-    return path
-
-
 def _append_log(
     report: ImportReport, importer: str, source: Path, settings: ImportSettings, options: Mapping[str, Any]
 ) -> None:
-    event: dict[str, Any] = {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "importer": importer,
-        "source": str(source),
-        "options": {**options, **{one.name: getattr(settings, one.name) for one in fields(settings)}},
-        "instances": len(report.instances),
-        "written": report.num_written,
-        "notes": report.notes,
-        "skipped": [
-            {"file": finding.instance, "why": finding.evidence, "fix": finding.fix} for finding in report.skipped
-        ],
-    }
-    report.log_path.parent.mkdir(parents=True, exist_ok=True)
-    with report.log_path.open("a", encoding="utf-8", errors="surrogateescape") as file:
-        file.write(json.dumps(event, default=str) + "\n")
+    append_import(
+        report.log_path,
+        importer=importer,
+        source=str(source),
+        options={**options, **{one.name: getattr(settings, one.name) for one in fields(settings)}},
+        instances=len(report.instances),
+        written=report.num_written,
+        notes=report.notes,
+        skipped=[{"file": finding.instance, "why": finding.evidence, "fix": finding.fix} for finding in report.skipped],
+    )
 
 
 def _median(values: list[float]) -> float | None:

@@ -7,7 +7,12 @@ other.
 
 from moge_core.datasets.validation.catalogue import RULES, Rule
 from moge_core.datasets.validation.dataset import find_repeated, validate_dataset
-from moge_core.datasets.validation.instance import examine_instance, finding_of, instance_stamp
+from moge_core.datasets.validation.instance import (
+    examine_instance,
+    finding_of,
+    instance_fingerprint,
+    instance_stamp,
+)
 from moge_core.datasets.validation.relations import compare_instances
 from moge_core.datasets.validation.settings import ValidationSettings, load_settings
 
@@ -19,6 +24,7 @@ __all__ = [
     "examine_instance",
     "find_repeated",
     "finding_of",
+    "instance_fingerprint",
     "instance_stamp",
     "load_settings",
     "validate_dataset",

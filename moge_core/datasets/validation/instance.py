@@ -91,6 +91,19 @@ def examine_instance(
     return examination.run(full=full)
 
 
+def instance_fingerprint(root: Path, instance: str, depth_name: str = DEPTH_NAME) -> str:
+    """The fingerprint that `examine_instance` gives, without decoding what is read."""
+    names = (META_NAME, IMAGE_NAME, depth_name)
+    digest = hashlib.sha256()
+    try:
+        check_instance_links(root, instance, names)
+        for name in names:
+            _read_and_count(root / instance, name, digest)
+    except (MoGeError, OSError):  # of an instance that cannot be read whole, the examination knows what counts
+        return examine_instance(root, instance, depth_name).fingerprint
+    return digest.hexdigest()
+
+
 def finding_of(
     rule: str, instance: str, evidence: object, settings: ValidationSettings, fix: str | None = None
 ) -> Finding | None:
@@ -391,16 +404,19 @@ class _Examination:
 
     def _read(self, name: str) -> bytes:
         """A file, read once and counted into the fingerprint."""
-        from moge_core.io import limits
+        if name not in self.contents:
+            self.contents[name] = _read_and_count(self.folder, name, self.digest)
+        return self.contents[name]
 
-        if name in self.contents:
-            return self.contents[name]
-        limit = limits.MAX_META_BYTES if name == META_NAME else limits.MAX_FILE_BYTES
-        data = read_bytes(self.folder / name, limit=limit)
-        self.digest.update(f"\0{name}\0{len(data)}\0".encode())
-        self.digest.update(data)
-        self.contents[name] = data
-        return data
+
+def _read_and_count(folder: Path, name: str, digest: hashlib._Hash) -> bytes:
+    from moge_core.io import limits
+
+    limit = limits.MAX_META_BYTES if name == META_NAME else limits.MAX_FILE_BYTES
+    data = read_bytes(folder / name, limit=limit)
+    digest.update(f"\0{name}\0{len(data)}\0".encode())
+    digest.update(data)
+    return data
 
 
 def _is_another_depth(name: str) -> bool:

@@ -73,7 +73,8 @@ def index_asset(entry: DatasetEntry, catalog: Catalog) -> dg.AssetsDefinition:
         metadata=code_references(entry.named_in),
         automation_condition=on_new_data(entry.path),
         description=f"The usable instances of {entry.name}, as a list, and what is known of each, in"
-        f" `.moge/manifest.parquet`. Lists in use: {lists}. A list made by hand is checked and adopted, never rewritten.",
+        f" `.moge/manifest.parquet`. Lists in use: {lists}."
+        " A list made by hand is checked and adopted, never rewritten.",
     )
     def index(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[Any]]:
         from moge_core.datasets import dataset_fingerprint, depth_statistics, index_dataset
