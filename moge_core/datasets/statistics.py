@@ -31,7 +31,7 @@ _FOCAL_RATIO = (1.25, 3.0)
 _SIGMAS = 3.0
 # A few instances tell little of their own spread: as if so many more had been seen, with deviations as they are usual.
 _PRIOR_COUNT = 5
-_USUAL_LOG_DEPTH, _USUAL_LOG_FOCAL, _USUAL_SHARE = 0.7, 0.25, 0.2
+_USUAL_LOG_DEPTH, _USUAL_LOG_FOCAL, _USUAL_SHARE = 1.0, 0.3, 0.2
 # Of a normal distribution: standard deviations between its quartiles, and standard errors of a median.
 _IQR_SIGMAS, _MEDIAN_SIGMAS = 1.349, 1.2533
 
