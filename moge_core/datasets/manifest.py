@@ -244,8 +244,22 @@ def load_manifest(root: Path) -> Manifest:
     return manifest
 
 
-def open_manifest(root: Path) -> tuple[Manifest, DatasetError | None]:
+def load_rows(root: Path, instances: Iterable[str], depth_name: str, columns: Sequence[str]) -> pa.Table:
+    """As `Manifest.rows` of the dataset's manifest, without reading the other columns.
+
+    Raises:
+        DatasetError: as `load_manifest`.
+    """
+    manifest, damage = open_manifest(root, ("path", "depth_name", *columns))
+    if damage is not None:
+        raise damage
+    return manifest.rows(instances, depth_name, columns)
+
+
+def open_manifest(root: Path, columns: Sequence[str] | None = None) -> tuple[Manifest, DatasetError | None]:
     """As `load_manifest`, for who makes a damaged one anew: an empty one, and what is wrong with the file.
+
+    One with some of the columns only is for looking at, not for saving.
 
     Raises:
         DatasetError: the file is of a newer version, or no file.
@@ -261,11 +275,13 @@ def open_manifest(root: Path) -> tuple[Manifest, DatasetError | None]:
     fix = "Delete the file; `moge index` makes it again."
     try:
         # Into memory: a table that maps the file would change under our hands when it is replaced.
-        table = pq.read_table(path, memory_map=False)
+        table = pq.read_table(path, memory_map=False, columns=None if columns is None else list(columns))
         header = json.loads((table.schema.metadata or {})[_METADATA_KEY])
         version = int(header["version"])
         if version == _VERSION:
-            if table.schema.remove_metadata() != _schema():
+            schema = _schema()
+            expected = schema if columns is None else pa.schema([schema.field(name) for name in columns])
+            if table.schema.remove_metadata() != expected:
                 problem = "must have the columns of its version"
                 return Manifest(), DatasetError(path, problem, found=table.schema.names, fix=fix)
             return Manifest(table, dict(header["notes"])), None

@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from planted_faults import FAULTS
 from tiny_instances import write_tiny_instance
 
 import moge_core.datasets.listed as listed_module
 import moge_core.datasets.refresh as refresh_module
+from moge_core.cli import cli
 from moge_core.datasets import (
     RULES,
     index_dataset,
@@ -409,3 +411,12 @@ def test_indexing_remembers_its_comparison_after_a_training_was_checked(
     check_training_data(configure())
     monkeypatch.setattr(refresh_module, "compare_instances", lambda *_: pytest.fail("nothing has changed"))
     index_dataset(data)
+
+
+def test_the_command_line_checks_the_same_before_it_fits(data: Path, configure: Configure) -> None:
+    write_list(data)
+    break_instance(data, "a/1")
+    result = CliRunner().invoke(cli, ["preflight", str(configure().source), "--check-data"])
+    assert result.exit_code != 0
+    assert "1 broken of 4: a/1: depth-decodable" in result.output
+    assert "4 of 4 instances of .index.txt are new or changed" in result.output
