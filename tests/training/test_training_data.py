@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from moge_core.datasets import (
     render_sample_scenes,
     split_dataset,
 )
-from moge_core.datasets.manifest import load_manifest, manifest_path
+from moge_core.datasets.manifest import load_manifest, locked, manifest_path
 from moge_core.datasets.parallel import parallel_map
 from moge_core.errors import DatasetError, MissingIndexError
 from moge_core.training import RunFlags, TrainConfig, check_training_data, check_training_inputs, load_train_config
@@ -153,12 +155,29 @@ def test_untouched_files_are_not_opened_again_and_nothing_is_written(
     index_dataset(data)
     assert reads.take() == sorted(NAMES)
     written = manifest_path(data).stat().st_mtime_ns
-    monkeypatch.setattr(listed_module, "locked", lambda _: pytest.fail("nothing is to be written"))
+    monkeypatch.setattr(listed_module, "locked", lambda *_: pytest.fail("nothing is to be written"))
     monkeypatch.setattr(refresh_module, "check_reprojection", lambda *_: pytest.fail("nothing has changed"))
     (identity,) = check_training_data(configure())
     assert reads.take() == []
     assert manifest_path(data).stat().st_mtime_ns == written
     assert identity.num_instances == 4
+
+
+def test_a_line_that_is_repeated_is_told_and_makes_nothing_be_compared_again(
+    data: Path, configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_list(data)
+    check_training_data(configure())
+    write_list(data, (*NAMES, "a/0"))
+    monkeypatch.setattr(refresh_module, "compare_instances", lambda *_: pytest.fail("nothing has changed"))
+    check_training_data(configure())
+    monkeypatch.setattr(listed_module, "locked", lambda *_: pytest.fail("nothing is to be written"))
+    told: list[str] = []
+    (identity,) = check_training_data(configure(), log=told.append)
+    assert identity.num_instances == 5
+    assert told == [
+        "scenes: 1 x listed-once in .index.txt, first .index.txt: 1 instances stand more than once, such as a/0"
+    ]
 
 
 def test_only_what_is_new_or_changed_since_is_read_and_remembered_for_the_next_start(
@@ -281,9 +300,9 @@ def test_what_is_missing_is_told_before_anything_is_read(data: Path, configure: 
         check_training_data(configure({}, {"name": "second", "path": "lost"}))
     with pytest.raises(MissingIndexError, match=r"needs the index .*\.train\.txt"):
         check_training_data(configure({"index": ".train.txt"}))
-    (data / ".index.txt").write_text("a/0\n../out\n")
-    with pytest.raises(DatasetError, match=r"\.index\.txt:2"):
-        check_training_data(configure())
+    (data / ".train.txt").write_text("a/0\n../out\n")
+    with pytest.raises(DatasetError, match=r"\.train\.txt:2"):
+        check_training_data(configure({}, {"name": "second", "index": ".train.txt"}))
     assert reads.take() == []
 
 
@@ -402,6 +421,26 @@ def test_what_was_read_before_an_interruption_is_not_read_again(
     reads.take()
     check_training_data(configure())
     assert reads.take() == ["b/0", "b/1"]
+
+
+def test_of_two_starts_at_once_one_reads_and_the_other_waits_and_says_so(
+    data: Path, configure: Configure, reads: Reads
+) -> None:
+    index_dataset(data)
+    known = manifest_path(data).read_bytes()
+    manifest_path(data).unlink()
+    reads.take()
+    told: list[str] = []
+    with ThreadPoolExecutor(1) as other:
+        with locked(data):
+            start = other.submit(check_training_data, configure(), log=told.append)
+            deadline = time.monotonic() + 60
+            while not told and time.monotonic() < deadline:
+                time.sleep(0.01)
+            manifest_path(data).write_bytes(known)
+        (identity,) = start.result(60)
+    assert told == ["scenes: waits for another process that indexes or checks this dataset"]
+    assert (identity.num_instances, reads.take()) == (4, [])
 
 
 def test_indexing_remembers_its_comparison_after_a_training_was_checked(
