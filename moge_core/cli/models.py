@@ -29,18 +29,36 @@ def train_command(flags: tuple[str, ...]) -> None:
 @click.option("--minutes", type=click.FloatRange(0, min_open=True), default=3.0, show_default=True, help="At most.")
 @click.option("--steps", "max_steps", type=click.IntRange(20), default=200, show_default=True, help="At most.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--check-data",
+    is_flag=True,
+    help="Before, check every instance that may be drawn or scored, as the pipeline does before each training.",
+)
 @verbose
 def preflight_command(
-    config_path: Path, checkpoint: str | None, init: str, num_instances: int, minutes: float, max_steps: int, seed: int
+    config_path: Path,
+    checkpoint: str | None,
+    init: str,
+    num_instances: int,
+    minutes: float,
+    max_steps: int,
+    seed: int,
+    check_data: bool,
 ) -> None:
     """Overfit a few instances of CONFIG, a training or finetuning configuration, before days are spent on it.
 
     Exits with 1 and says why when the loss does not fall or weights do not move.
     """
     from moge_core.training.config import load_any_config
-    from moge_core.training.overfit import preflight
 
     config, base = load_any_config(config_path)
+    if check_data:
+        from moge_core.training.preflight import check_training_data
+
+        with progress_bar("Checking") as progress:
+            check_training_data(config, progress=progress, log=lambda text: click.echo(text, err=True))
+    from moge_core.training.overfit import preflight
+
     with progress_bar("Fitting") as progress:
         result = preflight(
             config,

@@ -231,6 +231,18 @@ def check_index(dataset_dir: str | Path, index_name: str = INDEX_NAME) -> Iterat
     """
     root = Path(dataset_dir).resolve()
     path = index_path(root, index_name)
+    inside: dict[str, bool] = {}
+    for number, line in enumerate(lines_of_index(root, index_name), start=1):
+        yield line, _problem_of_entry(root, line, f"{path}:{number}", inside)
+
+
+def lines_of_index(root: Path, index_name: str) -> list[str]:
+    """Lines of a list that must be there, whatever they say.
+
+    Raises:
+        MissingIndexError, DatasetError: as `check_index`.
+    """
+    path = index_path(root, index_name)
     try:
         lines = read_list_lines(path)
     except FileNotFoundError:
@@ -239,9 +251,7 @@ def check_index(dataset_dir: str | Path, index_name: str = INDEX_NAME) -> Iterat
         ) from None
     if not lines:
         raise DatasetError(path, "must list at least one instance", found="an empty file")
-    inside: dict[str, bool] = {}
-    for number, line in enumerate(lines, start=1):
-        yield line, _problem_of_entry(root, line, f"{path}:{number}", inside)
+    return lines
 
 
 def read_list_lines(path: Path) -> list[str]:

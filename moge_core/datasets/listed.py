@@ -91,7 +91,7 @@ def check_listed(
         depth_name: file name of the depth maps.
         label_type, depth_unit: of the training configuration's entry; by default what each meta.json says.
         progress: called as `progress(done, total)` while instances are read.
-        log: told before instances are read.
+        log: told before instances are read, and when another process is at it.
 
     Raises:
         MissingIndexError: the list does not exist.
@@ -107,7 +107,7 @@ def check_listed(
     compared = remembered_comparison(manifest, index_name, depth_name, settings, digest) if digest else None
     notes: list[str] = []
     if compared is None:
-        with _locked_where_written(root) as remember:
+        with _locked_where_written(root, log) as remember:
             # Whoever held the lock may have read the same meanwhile, or written the list anew.
             listed, manifest, to_read = _look(root, index_name, depth_name, settings, notes=notes)
             names = list(dict.fromkeys(listed))
@@ -229,10 +229,10 @@ def _look(
 
 
 @contextlib.contextmanager
-def _locked_where_written(root: Path) -> Iterator[bool]:
+def _locked_where_written(root: Path, log: Callable[[str], None]) -> Iterator[bool]:
     """The dataset's lock and True, or False where this user may not write the manifest, and so disturbs nobody."""
     if not can_be_written(root):
         yield False
         return
-    with locked(root):
+    with locked(root, lambda: log("waits for another process that indexes or checks this dataset")):
         yield True

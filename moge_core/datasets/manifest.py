@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -244,8 +244,22 @@ def load_manifest(root: Path) -> Manifest:
     return manifest
 
 
-def open_manifest(root: Path) -> tuple[Manifest, DatasetError | None]:
+def load_rows(root: Path, instances: Iterable[str], depth_name: str, columns: Sequence[str]) -> pa.Table:
+    """As `Manifest.rows` of the dataset's manifest, without reading the other columns.
+
+    Raises:
+        DatasetError: as `load_manifest`.
+    """
+    manifest, damage = open_manifest(root, ("path", "depth_name", *columns))
+    if damage is not None:
+        raise damage
+    return manifest.rows(instances, depth_name, columns)
+
+
+def open_manifest(root: Path, columns: Sequence[str] | None = None) -> tuple[Manifest, DatasetError | None]:
     """As `load_manifest`, for who makes a damaged one anew: an empty one, and what is wrong with the file.
+
+    One with some of the columns only is for looking at, not for saving.
 
     Raises:
         DatasetError: the file is of a newer version, or no file.
@@ -261,11 +275,13 @@ def open_manifest(root: Path) -> tuple[Manifest, DatasetError | None]:
     fix = "Delete the file; `moge index` makes it again."
     try:
         # Into memory: a table that maps the file would change under our hands when it is replaced.
-        table = pq.read_table(path, memory_map=False)
+        table = pq.read_table(path, memory_map=False, columns=None if columns is None else list(columns))
         header = json.loads((table.schema.metadata or {})[_METADATA_KEY])
         version = int(header["version"])
         if version == _VERSION:
-            if table.schema.remove_metadata() != _schema():
+            schema = _schema()
+            expected = schema if columns is None else pa.schema([schema.field(name) for name in columns])
+            if table.schema.remove_metadata() != expected:
                 problem = "must have the columns of its version"
                 return Manifest(), DatasetError(path, problem, found=table.schema.names, fix=fix)
             return Manifest(table, dict(header["notes"])), None
@@ -315,16 +331,19 @@ def save_manifest(root: Path, manifest: Manifest) -> Path:
 def can_be_written(root: Path) -> bool:
     """Whether this user may write the dataset's manifest: data may lie on a medium that is only read."""
     state = root / STATE_DIR
-    lock = state / LOCK_NAME
-    place = lock if lock.exists() else state if state.exists() else root
-    return os.access(place, os.W_OK) and (place == root or os.access(state, os.W_OK))
+    places = (state, state / LOCK_NAME) if state.exists() else (root,)
+    return all(os.access(place, os.W_OK) for place in places if place.exists())
 
 
 @contextlib.contextmanager
-def locked(root: Path) -> Iterator[None]:
+def locked(root: Path, on_wait: Callable[[], object] = lambda: None) -> Iterator[None]:
     """Keep other processes from changing a dataset's manifest and lists meanwhile; they wait.
 
     Temporary files of these that a killed process left behind are removed, since nobody else can be writing them.
+
+    Args:
+        root: the dataset's resolved folder.
+        on_wait: called when another process has the lock, which may take as long as indexing does.
 
     Raises:
         DatasetError: `.moge/` cannot be written, or a link there or in place of a list leads out of the dataset.
@@ -342,7 +361,11 @@ def locked(root: Path) -> Iterator[None]:
     except OSError as error:
         raise DatasetError(path.parent, "must be writable", found=error) from error
     with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            on_wait()
+            fcntl.flock(file, fcntl.LOCK_EX)
         for folder in (root, path.parent):
             _remove_leftovers(folder, lists_only=folder == root)
         yield

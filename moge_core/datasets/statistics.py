@@ -19,8 +19,8 @@ import numpy.typing as npt
 from pydantic import Field
 
 from moge_core.configuration import StrictModel
-from moge_core.datasets.layout import DEPTH_NAME, INDEX_NAME, read_index, resolve_dataset
-from moge_core.datasets.manifest import load_manifest
+from moge_core.datasets.layout import DEPTH_NAME, INDEX_NAME, lines_of_index, resolve_dataset
+from moge_core.datasets.manifest import load_rows
 
 # Beyond the first a change is a warning, beyond the second no dataset changes so by itself.
 _SHRUNK_SHARE = (0.1, 0.5)
@@ -31,7 +31,7 @@ _FOCAL_RATIO = (1.25, 3.0)
 _SIGMAS = 3.0
 # A few instances tell little of their own spread: as if so many more had been seen, with deviations as they are usual.
 _PRIOR_COUNT = 5
-_USUAL_LOG_DEPTH, _USUAL_LOG_FOCAL, _USUAL_SHARE = 0.7, 0.25, 0.2
+_USUAL_LOG_DEPTH, _USUAL_LOG_FOCAL, _USUAL_SHARE = 1.0, 0.3, 0.2
 # Of a normal distribution: standard deviations between its quartiles, and standard errors of a median.
 _IQR_SIGMAS, _MEDIAN_SIGMAS = 1.349, 1.2533
 
@@ -102,11 +102,12 @@ def depth_statistics(
     """Numbers of what a list names, as the manifest recorded them; no instance is read.
 
     Raises:
-        MissingIndexError, DatasetError: as `read_index`; or the manifest is damaged.
+        MissingIndexError: the list does not exist.
+        DatasetError: it is empty or no text, or the manifest is damaged.
     """
     root = resolve_dataset(dataset_dir)
-    names = list(dict.fromkeys(read_index(root, index_name)))
-    known = load_manifest(root).rows(names, depth_name, ("depth_median", "valid_share", "fov_x"))
+    names = list(dict.fromkeys(lines_of_index(root, index_name)))
+    known = load_rows(root, names, depth_name, ("depth_median", "valid_share", "fov_x"))
     spreads = {name: _spread(known[name].to_numpy(zero_copy_only=False)) for name in known.column_names}
     return DatasetStatistics(instances=len(names), measured=known.num_rows, **spreads)
 

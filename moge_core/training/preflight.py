@@ -188,11 +188,12 @@ def _problems(where: str, dataset: DatasetConfig, report: ListedReport) -> list[
     errors = report.errors
     if not errors:
         return []
-    path, index_name = report.dataset_dir, report.index_path.name
+    path = report.dataset_dir
+    index_name = report.index_path.relative_to(path).as_posix()
     broken = len({finding.instance for finding in errors})
     first = "; ".join(f"{finding.instance}: {finding.rule}: {finding.evidence}" for finding in errors[:_MOST_TOLD])
     more = f"; and {len(errors) - _MOST_TOLD} more findings" if len(errors) > _MOST_TOLD else ""
-    words = _words(path, report.index_path.relative_to(path).as_posix(), dataset.depth)
+    words = _words(path, index_name, dataset.depth)
     if report.written_by_us:
         # Splits follow the full list.
         index = f"moge index {_words(path, INDEX_NAME, dataset.depth)}"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+from tiny_instances import write_tiny_instance
 
 from moge_core.training import RunStatus, Workspace
 from moge_core.training.workspace import write_json
@@ -69,9 +70,10 @@ class Project:
         return build_definitions(self.root, resources)
 
     def index(self, dataset: str = "sample", instances: Sequence[str] = ("a", "b")) -> None:
-        """Write a list of instances, which is all that the preflight looks at."""
+        """Write tiny instances, and a list of them as a user makes it."""
         folder = self.root / "data" / dataset
-        folder.mkdir(parents=True, exist_ok=True)
+        for instance in instances:
+            write_tiny_instance(folder, instance)
         (folder / ".index.txt").write_text("".join(f"{instance}\n" for instance in instances))
 
     def materialize(

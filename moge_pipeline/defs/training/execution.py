@@ -21,7 +21,7 @@ from moge_core.training import (
     TrainConfig,
     Workspace,
     WorkspaceChoice,
-    check_training_inputs,
+    check_training_data,
     choose_workspace,
 )
 from moge_core.training.workspace import write_json
@@ -72,7 +72,7 @@ def run_training(
     asset_name = context.asset_key.path[-1]
     with mendable_errors():
         flags = _merged(config.run, launch.flags())
-        datasets = check_training_inputs(config)
+        datasets = check_training_data(config, flags, log=context.log.info)
         # A retry goes on with what its first attempt began.
         resume = "auto" if launch.resume == "never" and context.retry_number > 0 else launch.resume
         choice = _choose_workspace(catalog.workspace_dir / asset_name, config, resume, base)
