@@ -16,7 +16,7 @@ import dagster as dg
 from moge_pipeline.catalog import project_root, read_catalog
 from moge_pipeline.defs.datasets.assets import index_asset, raw_asset
 from moge_pipeline.defs.finetuning.assets import checkpoint_specs, finetuning_asset
-from moge_pipeline.defs.finetuning.schedules import finetuning_schedule
+from moge_pipeline.defs.finetuning.schedules import finetuning_refresh_job, finetuning_schedule
 from moge_pipeline.defs.quality.assets import quality_asset
 from moge_pipeline.defs.resources.launchers import LocalLauncher
 from moge_pipeline.defs.resources.tracking import mlflow_resource
@@ -36,7 +36,14 @@ def build_definitions(root: Path, resources: Mapping[str, Any] | None = None) ->
     trainings = catalog.trainings.values()
     finetunes = catalog.finetunes.values()
     jobs = {name: job_of(name) for name in (*catalog.trainings, *catalog.finetunes)}
-    schedules = [finetuning_schedule(entry, jobs[entry.asset_name]) for entry in finetunes]
+    evaluations: dict[str, str] = {}
+    refreshes = {
+        entry.asset_name: finetuning_refresh_job(entry, evaluations.get(entry.asset_name)) for entry in finetunes
+    }
+    schedules = [
+        finetuning_schedule(entry, catalog, refreshes[entry.asset_name], evaluations.get(entry.asset_name))
+        for entry in finetunes
+    ]
     return dg.Definitions(
         assets=[
             *(raw_asset(entry) for entry in datasets),
@@ -46,7 +53,7 @@ def build_definitions(root: Path, resources: Mapping[str, Any] | None = None) ->
             *(finetuning_asset(entry, catalog) for entry in finetunes),
             *checkpoint_specs(catalog),
         ],
-        jobs=list(jobs.values()),
+        jobs=[*jobs.values(), *refreshes.values()],
         schedules=[schedule for schedule in schedules if schedule is not None],
         resources={"launcher": LocalLauncher(), "mlflow": mlflow_resource, **(resources or {})},
     )
