@@ -65,8 +65,11 @@ def index_asset(entry: DatasetEntry) -> dg.AssetsDefinition:
         f" each. Lists in use: {lists}. A list made by hand is checked and adopted, never rewritten.",
     )
     def index(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[Any]]:
-        from moge_core.datasets import index_dataset
+        from moge_core.datasets import dataset_fingerprint, index_dataset
 
+        with mendable_errors():
+            # Before the scan: what changes during it makes the index out of date.
+            fingerprint = dataset_fingerprint(entry.path)
         reports = []
         for variant in entry.variants:
             with mendable_errors():
@@ -82,6 +85,7 @@ def index_asset(entry: DatasetEntry) -> dg.AssetsDefinition:
                 "errors": sum(finding.severity == "error" for finding in findings),
                 "warnings": sum(finding.severity == "warning" for finding in findings),
                 "digest": reports[0].digest,
+                "fingerprint": fingerprint,
                 "path": dg.MetadataValue.path(reports[0].index_path),
                 "manifest": dg.MetadataValue.path(reports[0].manifest_path),
                 "adopted": reports[0].adopted,
