@@ -15,8 +15,11 @@ import dagster as dg
 
 from moge_pipeline.catalog import project_root, read_catalog
 from moge_pipeline.defs.datasets.assets import index_asset, raw_asset
+from moge_pipeline.defs.datasets.sensors import dataset_folder_jobs, dataset_folders_sensor
 from moge_pipeline.defs.finetuning.assets import checkpoint_specs, finetuning_asset
 from moge_pipeline.defs.finetuning.schedules import finetuning_refresh_job, finetuning_schedule
+from moge_pipeline.defs.notifications.notifiers import notifier_resource
+from moge_pipeline.defs.notifications.sensors import failure_sensor
 from moge_pipeline.defs.quality.assets import quality_asset
 from moge_pipeline.defs.resources.launchers import LocalLauncher
 from moge_pipeline.defs.resources.tracking import mlflow_resource
@@ -29,7 +32,7 @@ def build_definitions(root: Path, resources: Mapping[str, Any] | None = None) ->
 
     Args:
         root: the project's folder.
-        resources: take the place of the usual `launcher` and `mlflow`.
+        resources: take the place of the usual `launcher`, `mlflow` and `notifier`.
     """
     catalog = read_catalog(root)
     datasets = catalog.datasets.values()
@@ -44,6 +47,7 @@ def build_definitions(root: Path, resources: Mapping[str, Any] | None = None) ->
         finetuning_schedule(entry, catalog, refreshes[entry.asset_name], evaluations.get(entry.asset_name))
         for entry in finetunes
     ]
+    dataset_jobs = dataset_folder_jobs(catalog)
     return dg.Definitions(
         assets=[
             *(raw_asset(entry) for entry in datasets),
@@ -53,9 +57,15 @@ def build_definitions(root: Path, resources: Mapping[str, Any] | None = None) ->
             *(finetuning_asset(entry, catalog) for entry in finetunes),
             *checkpoint_specs(catalog),
         ],
-        jobs=[*jobs.values(), *refreshes.values()],
+        jobs=[*jobs.values(), *refreshes.values(), *dataset_jobs],
         schedules=[schedule for schedule in schedules if schedule is not None],
-        resources={"launcher": LocalLauncher(), "mlflow": mlflow_resource, **(resources or {})},
+        sensors=[dataset_folders_sensor(catalog, dataset_jobs), failure_sensor()],
+        resources={
+            "launcher": LocalLauncher(),
+            "mlflow": mlflow_resource,
+            "notifier": notifier_resource,
+            **(resources or {}),
+        },
     )
 
 

@@ -1,9 +1,10 @@
-"""What the history of runs tells: which are under way, and why one has failed."""
+"""What the instance remembers: runs under way, why a run has failed, what an asset was last made from."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import dagster as dg
 
@@ -46,6 +47,18 @@ def unfinished_run_of(
         if run.job_name in job_names or asset_key in (run.asset_selection or ()):
             return run
     return None
+
+
+def latest_metadata(instance: dg.DagsterInstance, key: dg.AssetKey) -> Mapping[str, Any] | None:
+    """Metadata of an asset's newest materialization as plain values; None if there is none."""
+    newest = newest_materialization(instance, key)
+    materialization = newest.asset_materialization if newest is not None else None
+    return None if materialization is None else {name: each.value for name, each in materialization.metadata.items()}
+
+
+def newest_materialization(instance: dg.DagsterInstance, key: dg.AssetKey) -> dg.EventLogRecord | None:
+    """Record of an asset's newest materialization; later ones have greater `storage_id`s."""
+    return next(iter(instance.fetch_materializations(key, limit=1).records), None)
 
 
 def _failure(event: dg.DagsterEvent) -> StepFailure:

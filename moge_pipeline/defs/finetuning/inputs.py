@@ -15,6 +15,7 @@ from moge_core.loading.config import DatasetConfig
 from moge_pipeline.catalog import Catalog, FinetuneEntry, read_catalog, slug_of
 from moge_pipeline.defs.datasets.assets import index_key
 from moge_pipeline.defs.finetuning.base import BASE_SHA256, resolve_base
+from moge_pipeline.defs.runs import latest_metadata, newest_materialization
 
 
 @dataclass(frozen=True)
@@ -102,19 +103,8 @@ def what_changed(instance: dg.DagsterInstance, entry: FinetuneEntry, inputs: Inp
 
 def is_evaluated(instance: dg.DagsterInstance, asset_name: str, evaluation: str) -> bool:
     """Whether the newest result has been scored."""
-    made, scored = _newest(instance, dg.AssetKey(asset_name)), _newest(instance, dg.AssetKey(evaluation))
+    made, scored = (newest_materialization(instance, dg.AssetKey(name)) for name in (asset_name, evaluation))
     return made is not None and scored is not None and scored.storage_id > made.storage_id
-
-
-def latest_metadata(instance: dg.DagsterInstance, key: dg.AssetKey) -> Mapping[str, Any] | None:
-    """Metadata of an asset's newest materialization as plain values; None if there is none."""
-    newest = _newest(instance, key)
-    materialization = newest.asset_materialization if newest is not None else None
-    return None if materialization is None else {name: each.value for name, each in materialization.metadata.items()}
-
-
-def _newest(instance: dg.DagsterInstance, key: dg.AssetKey) -> dg.EventLogRecord | None:
-    return next(iter(instance.fetch_materializations(key, limit=1).records), None)
 
 
 def _digest_of(indexed: Mapping[str, Any], dataset: DatasetConfig) -> str | None:
