@@ -13,13 +13,16 @@ from typing import Any
 
 import dagster as dg
 
-from moge_pipeline.catalog import project_root, read_catalog
+from moge_pipeline.catalog import evaluation_name, project_root, read_catalog
 from moge_pipeline.defs.conditions import automation_sensors
 from moge_pipeline.defs.datasets.assets import index_asset, raw_asset
 from moge_pipeline.defs.datasets.drift import freshness_check
+from moge_pipeline.defs.datasets.sensors import dataset_folder_jobs, dataset_folders_sensor
 from moge_pipeline.defs.evaluation.assets import evaluation_asset
 from moge_pipeline.defs.finetuning.assets import checkpoint_specs, finetuning_asset
-from moge_pipeline.defs.finetuning.schedules import finetuning_schedule
+from moge_pipeline.defs.finetuning.schedules import finetuning_refresh_job, finetuning_schedule
+from moge_pipeline.defs.notifications.notifiers import notifier_resource
+from moge_pipeline.defs.notifications.sensors import failure_sensor
 from moge_pipeline.defs.quality.assets import quality_asset
 from moge_pipeline.defs.references import with_code
 from moge_pipeline.defs.resources.launchers import LocalLauncher
@@ -33,14 +36,20 @@ def build_definitions(root: Path, resources: Mapping[str, Any] | None = None) ->
 
     Args:
         root: the project's folder.
-        resources: take the place of the usual `launcher` and `mlflow`.
+        resources: take the place of the usual `launcher`, `mlflow` and `notifier`.
     """
     catalog = read_catalog(root)
     datasets = catalog.datasets.values()
     trainings = catalog.trainings.values()
     finetunes = catalog.finetunes.values()
-    jobs = {name: job_of(name) for name in (*catalog.trainings, *catalog.finetunes)}
-    schedules = [finetuning_schedule(entry, jobs[entry.asset_name]) for entry in finetunes]
+    jobs = [job_of(name) for name in (*catalog.trainings, *catalog.finetunes)]
+    evaluations = {name: evaluation_name(name) for name in catalog.finetunes}
+    refreshes = {name: finetuning_refresh_job(entry, evaluations[name]) for name, entry in catalog.finetunes.items()}
+    schedules = [
+        finetuning_schedule(entry, catalog, refreshes[name], evaluations[name])
+        for name, entry in catalog.finetunes.items()
+    ]
+    folder_jobs = dataset_folder_jobs(catalog)
     return dg.Definitions(
         assets=with_code(
             [
@@ -54,10 +63,15 @@ def build_definitions(root: Path, resources: Mapping[str, Any] | None = None) ->
             ]
         ),
         asset_checks=[freshness_check(entry) for entry in datasets],
-        jobs=list(jobs.values()),
-        sensors=automation_sensors(catalog),
+        jobs=[*jobs, *refreshes.values(), *folder_jobs],
         schedules=[schedule for schedule in schedules if schedule is not None],
-        resources={"launcher": LocalLauncher(), "mlflow": mlflow_resource, **(resources or {})},
+        sensors=[*automation_sensors(catalog), dataset_folders_sensor(catalog, folder_jobs), failure_sensor()],
+        resources={
+            "launcher": LocalLauncher(),
+            "mlflow": mlflow_resource,
+            "notifier": notifier_resource,
+            **(resources or {}),
+        },
     )
 
 

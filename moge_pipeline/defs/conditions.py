@@ -58,7 +58,7 @@ def automation_sensors(catalog: Catalog) -> list[dg.AutomationConditionSensorDef
         sensors.append(
             _sensor(
                 "data_automation",
-                dg.AssetSelection.groups("raw", "index", "quality"),
+                _data(),
                 automation_status(),
                 f"Looks at the datasets' folders (`{OBSERVE_CRON}`) and makes index and quality of those anew that have"
                 " changed. Missing folders are left alone. MOGE_AUTOMATION=1 switches it on from the start.",
@@ -78,6 +78,11 @@ def automation_sensors(catalog: Catalog) -> list[dg.AutomationConditionSensorDef
             )
         )
     return sensors
+
+
+def _data() -> dg.AssetSelection:
+    with beta_features():
+        return dg.AssetSelection.groups("raw", "index", "quality", include_sources=True)
 
 
 def _sensor(

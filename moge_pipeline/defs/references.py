@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,31 @@ def owners_of_dataset(entry: DatasetEntry, catalog: Catalog) -> list[str]:
     """The owners of all configurations that use a dataset."""
     users: Mapping[str, TrainingEntry | FinetuneEntry] = {**catalog.trainings, **catalog.finetunes}
     return list(dict.fromkeys(owner for name in entry.used_by for owner in owners_of(users[name])))
+
+
+def trained_asset(
+    entry: TrainingEntry | FinetuneEntry,
+    *,
+    name: str,
+    group: str,
+    deps: Sequence[dg.AssetKey],
+    description: str,
+    check_specs: Sequence[dg.AssetCheckSpec] = (),
+    automation_condition: dg.AutomationCondition[Any] | None = None,
+) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
+    """As `dg.asset`, for what uses a device and leaves a run in MLflow."""
+    return dg.asset(
+        name=name,
+        group_name=group,
+        deps=deps,
+        description=description,
+        check_specs=check_specs or None,
+        automation_condition=automation_condition,
+        kinds={"pytorch", "mlflow"},
+        pool="gpu",
+        owners=owners_of(entry),
+        metadata=code_references(entry.source),
+    )
 
 
 def code_references(source: Path) -> dict[str, Any]:

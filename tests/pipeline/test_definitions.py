@@ -97,25 +97,6 @@ def test_every_flag_of_a_run_is_in_the_run_configuration_with_its_description(pr
     assert all(field.description and not field.is_required for field in fields.values())
 
 
-def test_jobs_and_schedules_come_from_the_configurations(project: Project) -> None:
-    project.train("sample")
-    project.finetune("off", schedule={"cron": "0 3 * * *", "timezone": "Europe/Berlin"})
-    project.finetune("on", schedule={"cron": "*/5 * * * *", "enabled": True})
-    project.finetune("never")
-    definitions = project.definitions()
-    off, on = (definitions.resolve_schedule_def(f"finetune_{name}_schedule") for name in ("off", "on"))
-    assert (off.default_status, off.execution_timezone) == (dg.DefaultScheduleStatus.STOPPED, "Europe/Berlin")
-    assert (on.default_status, on.cron_schedule) == (dg.DefaultScheduleStatus.RUNNING, "*/5 * * * *")
-    assert {schedule.name for schedule in definitions.schedules or ()} == {off.name, on.name}
-    assert on.job_name == "finetune_on_job"
-    with dg.DagsterInstance.local_temp(str(project.root)) as instance:
-        tick = on.evaluate_tick(dg.build_schedule_context(instance))
-    assert len(tick.run_requests or ()) == 1
-    selected = definitions.resolve_job_def("finetune_on_job").asset_layer.selected_asset_keys
-    assert selected == {dg.AssetKey("finetune_on")}
-    assert definitions.resolve_job_def("train_sample_job")
-
-
 def test_a_broken_configuration_spoils_its_own_asset_alone(project: Project) -> None:
     project.train("good")
     broken = project.train("broken", low_resolution_trainig_steps=3)
@@ -141,19 +122,3 @@ def test_the_configurations_of_this_repository_are_usable(kind: str) -> None:
     entries = (catalog.trainings if kind == "train" else catalog.finetunes).values()
     assert entries
     assert [str(entry.error) for entry in entries if entry.error is not None] == []
-
-
-def test_a_schedule_waits_while_the_last_run_of_its_finetuning_is_under_way(project: Project) -> None:
-    project.train("sample")
-    project.finetune("on", schedule={"cron": "* * * * *", "enabled": True})
-    definitions = project.definitions()
-    schedule, job = (
-        definitions.resolve_schedule_def("finetune_on_schedule"),
-        definitions.resolve_job_def("finetune_on_job"),
-    )
-    with dg.DagsterInstance.local_temp(str(project.root)) as instance:
-        run = instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED)
-        waiting = schedule.evaluate_tick(dg.build_schedule_context(instance))
-        assert not waiting.run_requests and run.run_id in str(waiting.skip_message)
-        instance.report_run_failed(run)
-        assert len(schedule.evaluate_tick(dg.build_schedule_context(instance)).run_requests or ()) == 1

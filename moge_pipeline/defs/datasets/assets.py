@@ -81,6 +81,7 @@ def index_asset(entry: DatasetEntry, catalog: Catalog) -> dg.AssetsDefinition:
 
         before = former_statistics(context.instance, key)
         with mendable_errors():
+            # Before the scan: what changes during it makes the index out of date.
             fingerprint = dataset_fingerprint(entry.path)
         context.log_event(_observation(entry, fingerprint))
         reports = []

@@ -12,7 +12,7 @@ from moge_core.training import Workspace, finished_workspaces
 from moge_pipeline.catalog import Catalog, FinetuneEntry, TrainingEntry, evaluation_name
 from moge_pipeline.defs.errors import mendable_errors, usable
 from moge_pipeline.defs.quality.thumbnails import markdown_picture
-from moge_pipeline.defs.references import code_references, owners_of
+from moge_pipeline.defs.references import trained_asset
 from moge_pipeline.defs.resources.tracking import TrackedRun
 
 if TYPE_CHECKING:
@@ -38,15 +38,12 @@ def evaluation_asset(entry: TrainingEntry | FinetuneEntry, catalog: Catalog) -> 
     name = evaluation_name(entry.asset_name)
     key = dg.AssetKey([name])
 
-    @dg.asset(
+    @trained_asset(
+        entry,
         name=name,
         deps=[dg.AssetKey([entry.asset_name])],
-        group_name="evaluation",
-        kinds={"pytorch", "mlflow"},
-        pool="gpu",
-        owners=owners_of(entry),
+        group="evaluation",
         check_specs=_check_specs(key),
-        metadata=code_references(entry.source),
         description=f"Error of the best checkpoint of `{entry.asset_name}` on instances that its training never saw:"
         " those of each dataset's `.val.txt`, or the share that `eval_fraction` holds out. `rel` is the relative error"
         " of affine-invariant points (lower is better), `delta1` the share of points within 25 % (higher is better)."

@@ -6,34 +6,38 @@ import dagster as dg
 
 from moge_pipeline.catalog import Catalog, FinetuneEntry
 from moge_pipeline.defs.errors import mendable_errors, usable
-from moge_pipeline.defs.finetuning.base import resolve_base
+from moge_pipeline.defs.finetuning.base import FinetuneRunConfig, Start, continues_other_data, resolve_start
+from moge_pipeline.defs.references import trained_asset
 from moge_pipeline.defs.training.assets import problem
 from moge_pipeline.defs.training.execution import run_training
-from moge_pipeline.defs.training.run_config import TrainingRunConfig
 
 
 def finetuning_asset(entry: FinetuneEntry, catalog: Catalog) -> dg.AssetsDefinition:
     """The asset of one finetuning, downstream of its datasets' indexes and of its base."""
     base = base_key(entry)
 
-    @dg.asset(
+    @trained_asset(
+        entry,
         name=entry.asset_name,
         deps=[*(dg.AssetKey(["index", slug]) for slug in entry.datasets), *([base] if base is not None else [])],
-        group_name="finetuning",
-        kinds={"pytorch", "mlflow"},
-        pool="gpu",
+        group="finetuning",
         description=_description(entry),
     )
     def finetune(
         context: dg.AssetExecutionContext,
-        config: TrainingRunConfig,
+        config: FinetuneRunConfig,
         launcher: dg.ResourceParam[Any],
         mlflow: dg.ResourceParam[Any],
     ) -> dg.MaterializeResult[Any]:
         train_config = usable(entry.train_config, entry.error)
+        launch = config
         with mendable_errors():
-            start = resolve_base(entry, catalog)
-        return run_training(context, config, train_config, catalog, launcher, mlflow, start)
+            start = resolve_start(entry, catalog, config.start)
+            unattended = config.start is Start.previous and config.resume == "auto"
+            if unattended and continues_other_data(entry, catalog, train_config):
+                context.log.info("The data has changed since the unfinished run began; beginning a new one.")
+                launch = config.model_copy(update={"resume": "never"})
+        return run_training(context, launch, train_config, catalog, launcher, mlflow, start)
 
     return finetune
 
@@ -73,5 +77,8 @@ def _description(entry: FinetuneEntry) -> str:
         )
         if entry.config.schedule is not None:
             state = "on by default" if entry.config.schedule.enabled else "off until you turn it on"
-            lines.append(f"Schedule: `{entry.config.schedule.cron}` ({entry.config.schedule.timezone}), {state}.")
+            lines.append(
+                f"Schedule: `{entry.config.schedule.cron}` ({entry.config.schedule.timezone}), {state}; it runs when"
+                " data, base or configuration have changed, and begins with the previous result."
+            )
     return "\n\n".join(filter(None, lines))

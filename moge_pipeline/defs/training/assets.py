@@ -7,7 +7,7 @@ import dagster as dg
 from moge_pipeline.catalog import Catalog, TrainingEntry
 from moge_pipeline.defs.conditions import on_new_data
 from moge_pipeline.defs.errors import usable
-from moge_pipeline.defs.references import code_references, owners_of
+from moge_pipeline.defs.references import trained_asset
 from moge_pipeline.defs.training.execution import run_training
 from moge_pipeline.defs.training.run_config import TrainingRunConfig
 
@@ -15,14 +15,11 @@ from moge_pipeline.defs.training.run_config import TrainingRunConfig
 def training_asset(entry: TrainingEntry, catalog: Catalog) -> dg.AssetsDefinition:
     """The asset of one training configuration, downstream of exactly the indexes that it reads."""
 
-    @dg.asset(
+    @trained_asset(
+        entry,
         name=entry.asset_name,
         deps=[dg.AssetKey(["index", slug]) for slug in entry.datasets],
-        group_name="training",
-        kinds={"pytorch", "mlflow"},
-        pool="gpu",
-        owners=owners_of(entry),
-        metadata=code_references(entry.source),
+        group="training",
         automation_condition=_automation(entry),
         description=_description(entry),
     )

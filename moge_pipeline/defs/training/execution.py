@@ -53,6 +53,11 @@ class BaseCheckpoint:
             **({"parent_step": self.step} if self.step is not None else {}),
         }
 
+    @property
+    def record(self) -> dict[str, Any]:
+        """How a workspace remembers what it began with."""
+        return {"path": str(self.path), "sha256": self.sha256, "step": self.step}
+
 
 def run_training(
     context: dg.AssetExecutionContext,
@@ -82,7 +87,7 @@ def run_training(
         with workspace.lock():
             write_json(workspace.config_path, config.raw)
             if base is not None:
-                write_json(_base_record(workspace), {"path": str(base.path), "sha256": base.sha256, "step": base.step})
+                write_json(_base_record(workspace), base.record)
 
     known: dict[str, Any] = {
         "datasets": _dataset_table(datasets),
