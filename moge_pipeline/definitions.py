@@ -18,7 +18,7 @@ from moge_pipeline.defs.datasets.assets import index_asset, raw_asset
 from moge_pipeline.defs.finetuning.assets import checkpoint_specs, finetuning_asset
 from moge_pipeline.defs.finetuning.schedules import finetuning_schedule
 from moge_pipeline.defs.quality.assets import quality_asset
-from moge_pipeline.defs.resources.launchers import LocalLauncher
+from moge_pipeline.defs.resources.launchers import ConfiguredLauncher
 from moge_pipeline.defs.resources.tracking import mlflow_resource
 from moge_pipeline.defs.training.assets import training_asset
 from moge_pipeline.defs.training.jobs import job_of
@@ -48,7 +48,7 @@ def build_definitions(root: Path, resources: Mapping[str, Any] | None = None) ->
         ],
         jobs=list(jobs.values()),
         schedules=[schedule for schedule in schedules if schedule is not None],
-        resources={"launcher": LocalLauncher(), "mlflow": mlflow_resource, **(resources or {})},
+        resources={"launcher": ConfiguredLauncher(root), "mlflow": mlflow_resource, **(resources or {})},
     )
 
 
