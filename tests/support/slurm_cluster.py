@@ -76,7 +76,7 @@ def slurm_cluster(folder: Path) -> Iterator[Path]:
             for command in (munged, ["slurmctld", "-D"], ["slurmd", "-D"]):
                 daemons.enter_context(_daemon(command, folder))
                 if command is munged:
-                    _wait(lambda: (folder / "munge.socket").exists(), "munged opened no socket")
+                    _wait((folder / "munge.socket").exists, "munged opened no socket")
             _wait(lambda: "idle" in _output("sinfo", "-h", "-o", "%T"), "the node is not idle")
             yield configuration
             _output("scancel", "--partition=gpu")

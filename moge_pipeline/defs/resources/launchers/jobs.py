@@ -115,23 +115,27 @@ def watch(
     Returns:
         its exit code, and whether it was ended because its time was over.
     """
-    began: float | None = None
-    timed_out = False
     try:
-        while (code := _poll(job, tick)) is None:
-            if began is None and job.has_started():
-                began = time.monotonic()
-            limit = resources.max_runtime_s
-            if limit is not None and began is not None and time.monotonic() - began > limit:
-                timed_out = True
-                context.log.info(f"The training has run for {limit:g} s, its maximum.")
-                return _end(context, job, resources.terminate_grace_s, tick), timed_out
-            time.sleep(_SECONDS_BETWEEN_TICKS)
-        return code, timed_out
+        return _watch(context, job, resources, tick)
     except BaseException:
         with interrupts_held():
             _end(context, job, resources.terminate_grace_s, tick)
         raise
+
+
+def _watch(
+    context: dg.AssetExecutionContext, job: Job, resources: LaunchResources, tick: Callable[[], None]
+) -> tuple[int, bool]:
+    began: float | None = None
+    while (code := _poll(job, tick)) is None:
+        if began is None and job.has_started():
+            began = time.monotonic()
+        limit = resources.max_runtime_s
+        if limit is not None and began is not None and time.monotonic() - began > limit:
+            context.log.info(f"The training has run for {limit:g} s, its maximum.")
+            return _end(context, job, resources.terminate_grace_s, tick), True
+        time.sleep(_SECONDS_BETWEEN_TICKS)
+    return code, False
 
 
 def _end(context: dg.AssetExecutionContext, job: Job, grace_s: float, tick: Callable[[], None]) -> int:

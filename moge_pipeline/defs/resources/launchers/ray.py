@@ -171,14 +171,15 @@ class _LogStream(threading.Thread):
 
     def run(self) -> None:
         """Follow, and follow again from where it was when the connection broke."""
-        while True:
-            try:
-                asyncio.run(self._follow())
-                return
-            except Exception as error:  # aiohttp's and Ray's own; a training must not end over its output
-                if "does not exist" in str(error):
-                    return
-                time.sleep(2.0)
+        while not self._has_followed_to_its_end():
+            time.sleep(2.0)
+
+    def _has_followed_to_its_end(self) -> bool:
+        try:
+            asyncio.run(self._follow())
+        except Exception as error:  # aiohttp's and Ray's own; a training must not end over its output
+            return "does not exist" in str(error)
+        return True
 
     async def _follow(self) -> None:
         position = 0
