@@ -139,7 +139,7 @@ def test_a_cluster_that_refuses_the_pod_says_why(tmp_path: Path, server: ApiServ
     settings = SETTINGS.model_copy(update={"namespace": "forbidden"})
     with (
         dg.DagsterInstance.ephemeral() as instance,
-        pytest.raises(Exception, match="namespace forbidden.*may not create pods"),
+        pytest.raises(Exception, match=r"namespace forbidden.*may not create pods"),
     ):
         launch(tmp_path, "once", "0", settings=settings, instance=instance)
 

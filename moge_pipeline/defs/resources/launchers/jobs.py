@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import json
 import sys
 import time
@@ -65,7 +66,9 @@ class LaunchFolder:
         """Tell the job every few seconds that somebody watches it."""
         if time.monotonic() - self._last_beat >= _SECONDS_BETWEEN_BEATS:
             self._beats, self._last_beat = self._beats + 1, time.monotonic()
-            self.heartbeat_path.write_text(f"{self._beats}\n")
+            # A file system that is full or away for a moment must not end the watch.
+            with contextlib.suppress(OSError):
+                self.heartbeat_path.write_text(f"{self._beats}\n")
 
     def task(
         self, python: str, command: Sequence[str], resources: LaunchResources, abandoned_after_s: float | None
