@@ -112,6 +112,17 @@ def test_a_broken_file_fails_the_launch_with_the_reason_and_nothing_else(project
     assert "launchers.x.type" in failure_text(result)
 
 
+def test_a_name_that_no_asset_has_is_told_where_something_is_launched(
+    project: Project, capfd: pytest.CaptureFixture[str]
+) -> None:
+    project.train("sample")
+    project.index()
+    write(project.root, launchers=CLUSTERS, assets={"train_smaple": "cluster"})
+    config = {"launcher": "cluster", "num_processes": 3}  # refused, so nothing is launched
+    project.materialize("train_sample", launcher=ConfiguredLauncher(project.root), config=config)
+    assert "train_smaple, which no training or finetuning is called" in capfd.readouterr().err
+
+
 def test_an_unknown_launcher_of_the_run_configuration_is_told(project: Project) -> None:
     project.train("sample")
     project.index()

@@ -10,6 +10,7 @@ from pathlib import Path
 import dagster as dg
 
 from moge_core.errors import InputError
+from moge_pipeline.catalog import read_catalog
 from moge_pipeline.defs.errors import mendable_errors
 from moge_pipeline.defs.resources.launchers.local import LocalLauncher
 from moge_pipeline.defs.resources.launchers.protocol import Launcher, LaunchResources, LaunchResult
@@ -17,6 +18,7 @@ from moge_pipeline.defs.resources.launchers.settings import (
     LOCAL,
     ClusterSettings,
     KubernetesSettings,
+    LauncherSettings,
     RaySettings,
     read_launcher_settings,
 )
@@ -52,8 +54,17 @@ class ConfiguredLauncher:
             launcher: Launcher = LocalLauncher() if name == LOCAL else build_launcher(settings.launchers[name])
             if name != LOCAL:
                 context.log.info(f"Launcher: {name}")
+            self._tell_of_unknown_assets(context, settings)
             result = launcher.run(context, argv, env, resources)
         return replace(result, tags={"launcher": name, **result.tags})
+
+    def _tell_of_unknown_assets(self, context: dg.AssetExecutionContext, settings: LauncherSettings) -> None:
+        catalog = read_catalog(self._root)
+        unknown = sorted({*settings.assets} - {*catalog.trainings, *catalog.finetunes})
+        if unknown:
+            context.log.warning(
+                f"{settings.source}: assets names {', '.join(unknown)}, which no training or finetuning is called."
+            )
 
 
 def build_launcher(settings: ClusterSettings) -> Launcher:
