@@ -76,8 +76,8 @@ def going_on(argv: Sequence[str]) -> list[str]:
     goes back on purpose.
     """
     flags = list(argv)
-    workspace = Workspace(flags[flags.index("--workspace") + 1])
-    if workspace.latest_checkpoint() is None:
+    at = flags.index("--workspace") + 1 if "--workspace" in flags else len(flags)
+    if at >= len(flags) or Workspace(flags[at]).latest_checkpoint() is None:
         return flags
     if "--checkpoint" not in flags:
         return [*flags, "--checkpoint", "latest"]

@@ -134,6 +134,28 @@ def test_of_a_command_that_was_started_again_the_last_attempt_tells_how_it_ended
     assert "unexpected message received after closed" not in "".join(capfd.readouterr())
 
 
+def test_a_message_that_dagster_cannot_take_does_not_cost_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results: list[LaunchResult] = []
+
+    def work(context: dg.AssetExecutionContext) -> None:
+        with pipes_session(context, tmp_path) as session:
+            handler = session.message_handler
+            monkeypatch.setattr(handler, "_handle_log", lambda **_: 1 / 0)
+            script = (
+                "from dagster_pipes import open_dagster_pipes\n"
+                "with open_dagster_pipes() as pipes:\n"
+                "    pipes.log.info('x'); pipes.report_custom_message({'n': 1})"
+            )
+            env = {**os.environ, **session.get_bootstrap_env_vars()}
+            subprocess.run([sys.executable, "-c", script], env=env, check=True)
+        results.append(reported(session, 0))
+
+    in_asset(work)
+    assert results[0].messages == ({"n": 1},)
+
+
 # --- its state ---
 
 

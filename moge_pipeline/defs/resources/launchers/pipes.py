@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import threading
 import warnings
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ import dagster as dg
 from dagster_pipes import PipesDefaultMessageWriter
 
 from moge_pipeline.defs.resources.launchers.protocol import LaunchResult
+
+logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_READS = 0.5
 
@@ -55,7 +58,11 @@ class RestartableFileReader(dg.PipesMessageReader):
         while True:
             is_last = stop.wait(SECONDS_BETWEEN_READS)
             for line in self._new_lines():
-                self._handle(handler, line)
+                try:
+                    self._handle(handler, line)
+                except Exception:
+                    # Dagster's database may be away for a moment; the last message is the one that counts.
+                    logger.warning("Dagster did not take a message of the training", exc_info=True)
             if is_last:
                 break
         if self._closing is not None:

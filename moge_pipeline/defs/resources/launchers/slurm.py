@@ -125,7 +125,7 @@ def batch_script(
     return "\n".join(
         [
             "#!/bin/bash",
-            *(f"#SBATCH {option}" for option in options if option),
+            *(f"#SBATCH {shlex.quote(option)}" for option in options if option),
             "",
             *exports,
             f'export {RENDEZVOUS_HOST}="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"',
