@@ -13,7 +13,7 @@ from typing import Any
 
 from dagster_pipes import PipesContext, open_dagster_pipes
 
-from moge_core.training import RunStatus, main
+from moge_core.training import RunStatus, Workspace, main
 from moge_pipeline.process_guard import die_with_parent
 
 SECONDS_BETWEEN_LOGS = 5.0
@@ -68,9 +68,29 @@ class PipesObserver:
             self._pipes.report_asset_materialization(metadata=metrics)
 
 
+def going_on(argv: Sequence[str]) -> list[str]:
+    """`argv`, or what goes on from the workspace's newest checkpoint when this command has been run before.
+
+    A cluster that puts a job back into its queue runs the same command again, that once said where to begin. In a
+    workspace with checkpoints of its own, beginning again would set them aside. A step number is left as it is: it
+    goes back on purpose.
+    """
+    flags = list(argv)
+    at = flags.index("--workspace") + 1 if "--workspace" in flags else len(flags)
+    if at >= len(flags) or Workspace(flags[at]).latest_checkpoint() is None:
+        return flags
+    if "--checkpoint" not in flags:
+        return [*flags, "--checkpoint", "latest"]
+    at = flags.index("--checkpoint") + 1
+    if not flags[at].isdigit():
+        flags[at] = "latest"
+    return flags
+
+
 def run(argv: Sequence[str]) -> int:
-    """Train with the flags `argv`; only rank 0 talks to Dagster."""
+    """Train with the flags `argv`, see `going_on`; only rank 0 talks to Dagster."""
     die_with_parent()
+    argv = going_on(argv)
     if os.environ.get("RANK", "0") != "0":
         return main(argv)
     with open_dagster_pipes() as pipes:

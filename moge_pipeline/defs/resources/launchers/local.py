@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
 
 import dagster as dg
-import psutil
 
+from moge_pipeline.accelerate_command import is_accelerate, patience
 from moge_pipeline.defs.resources.launchers.pipes import pipes_session, reported
 from moge_pipeline.defs.resources.launchers.protocol import LaunchResources, LaunchResult
 from moge_pipeline.process_tree import ProcessTree, interrupts_held
@@ -32,11 +31,8 @@ class LocalLauncher:
         """See `Launcher.run`."""
         grace_s, timed_out = resources.terminate_grace_s, False
         with pipes_session(context) as session:
-            # torchrun's own patience of 30 s is shorter than a large checkpoint may take.
-            patience = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(math.ceil(grace_s))}
-            tree = ProcessTree(
-                argv, {**patience, **os.environ, **env, **session.get_bootstrap_env_vars()}, resources.cwd
-            )
+            surroundings = {**patience(grace_s), **os.environ}
+            tree = ProcessTree(argv, {**surroundings, **env, **session.get_bootstrap_env_vars()}, resources.cwd)
             try:
                 exit_code = tree.wait(resources.max_runtime_s)
             except subprocess.TimeoutExpired:
@@ -55,10 +51,5 @@ class LocalLauncher:
 
     def _end(self, context: dg.AssetExecutionContext, tree: ProcessTree, grace_s: float) -> None:
         context.log.info(f"Asking the training to save and end; it has {grace_s:g} s.")
-        if not tree.terminate(grace_s, spare=_is_accelerate):
+        if not tree.terminate(grace_s, spare=is_accelerate):
             context.log.warning(f"Killed what was still running after {grace_s:g} s.")
-
-
-def _is_accelerate(process: psutil.Process) -> bool:
-    """Whether this is `accelerate launch`: it ends with its trainers, but asked to end would give them 30 s only."""
-    return "accelerate.commands.launch" in process.cmdline()

@@ -1,0 +1,85 @@
+"""`accelerate launch` as an argument list: fitted to the machine that runs it, and ended without cutting it short."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from moge_core.datasets.parallel import num_cores
+
+ACCELERATE = "accelerate.commands.launch"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Place of one `accelerate launch` among those of a training.
+
+    Attributes:
+        rank: 0 is the one that all meet at.
+        count: of all launches of the training.
+        host: name or address at which rank 0 is reached.
+        port: of the meeting on `host`.
+    """
+
+    rank: int = 0
+    count: int = 1
+    host: str = "127.0.0.1"
+    port: int = 0
+
+
+def fitted_to(argv: Sequence[str], machine: Machine) -> list[str]:
+    """`argv`, that one machine would run alone, as `machine` runs its share of it.
+
+    The command may have been made on a machine without a GPU or with another number of cores, so `--cpu` and the
+    threads of a process are decided anew here. A command that is not `accelerate launch` stays as it is.
+    """
+    if ACCELERATE not in argv:
+        return list(argv)
+    split = argv.index(ACCELERATE) + 1
+    end = argv.index("-m", split)
+    flags = _as_flags(argv[split:end])
+    num_processes = int(flags.get("--num_processes") or 1)
+    flags.pop("--cpu", None)
+    here = max(1, num_processes // machine.count)
+    flags["--num_cpu_threads_per_process"] = os.environ.get("OMP_NUM_THREADS") or str(max(1, num_cores() // here))
+    if num_processes == 1 and not has_gpu():
+        flags["--cpu"] = None
+    if machine.count > 1:
+        flags |= {
+            "--num_machines": str(machine.count),
+            "--machine_rank": str(machine.rank),
+            "--main_process_ip": machine.host,
+            "--main_process_port": str(machine.port),
+            "--same_network": None,
+        }
+    words = [word for name, value in flags.items() for word in ((name,) if value is None else (name, value))]
+    return [*argv[:split], *words, *argv[end:]]
+
+
+def has_gpu() -> bool:
+    """Whether an NVIDIA device is visible, told without torch."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES") != "" and any(Path("/dev").glob("nvidia[0-9]*"))
+
+
+def patience(grace_s: float) -> dict[str, str]:
+    """Environment in which torchrun waits `grace_s` seconds for its workers: its own 30 s may end a large save."""
+    return {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(math.ceil(grace_s))}
+
+
+def is_accelerate(process: psutil.Process) -> bool:
+    """Whether this is `accelerate launch`: it ends with its trainers, but asked to end would give them 30 s only."""
+    return ACCELERATE in process.cmdline()
+
+
+def _as_flags(words: Sequence[str]) -> dict[str, str | None]:
+    """Flags with their values, None for those that have none."""
+    flags: dict[str, str | None] = {}
+    for word, following in zip(words, [*words[1:], "--"], strict=True):
+        if word.startswith("--"):
+            flags[word] = None if following.startswith("--") else following
+    return flags
