@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,33 @@ from pathlib import Path
 import psutil
 
 from moge_core.datasets.parallel import num_cores
+from moge_core.training import RunFlags, Workspace
 
 ACCELERATE = "accelerate.commands.launch"
+
+
+def launch_command(flags: RunFlags, workspace: Workspace, checkpoint: str | None) -> list[str]:
+    """`accelerate launch` of the training, every choice spelled out so that accelerate neither asks nor warns."""
+    num_processes = flags.num_processes or 1
+    num_threads = max(1, num_cores() // num_processes)
+    accelerate = {
+        "--num_processes": num_processes,
+        "--num_machines": 1,
+        "--mixed_precision": flags.mixed_precision or "no",
+        "--dynamo_backend": "no",
+        "--num_cpu_threads_per_process": os.environ.get("OMP_NUM_THREADS") or num_threads,
+    }
+    argv = [sys.executable, "-m", ACCELERATE]
+    argv += [str(word) for pair in accelerate.items() for word in pair]
+    if num_processes > 1:
+        # Also on a CPU this is the flag that makes accelerate start more than one process; port 0 takes a free one.
+        argv += ["--multi_gpu", "--main_process_port", "0"]
+    elif not has_gpu():
+        argv += ["--cpu"]
+    argv += ["-m", "moge_pipeline.training_process"]
+    argv += ["--config", str(workspace.config_path), "--workspace", str(workspace.path)]
+    argv += flags.model_copy(update={"checkpoint": None}).as_argv()
+    return argv + (["--checkpoint", checkpoint] if checkpoint is not None else [])
 
 
 @dataclass(frozen=True)

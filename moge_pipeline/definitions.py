@@ -14,12 +14,15 @@ from typing import Any
 import dagster as dg
 
 from moge_pipeline.catalog import evaluation_name, project_root, read_catalog
+from moge_pipeline.defs.conditions import automation_sensors
 from moge_pipeline.defs.datasets.assets import index_asset, raw_asset
 from moge_pipeline.defs.datasets.drift import freshness_check
-from moge_pipeline.defs.datasets.sensors import dataset_folder_jobs
+from moge_pipeline.defs.datasets.sensors import dataset_folder_jobs, dataset_folders_sensor
 from moge_pipeline.defs.evaluation.assets import evaluation_asset
 from moge_pipeline.defs.finetuning.assets import checkpoint_specs, finetuning_asset
 from moge_pipeline.defs.finetuning.schedules import finetuning_refresh_job, finetuning_schedule
+from moge_pipeline.defs.notifications.notifiers import notifier_resource
+from moge_pipeline.defs.notifications.sensors import failure_sensor
 from moge_pipeline.defs.quality.assets import quality_asset
 from moge_pipeline.defs.references import with_code
 from moge_pipeline.defs.resources.launchers import ConfiguredLauncher
@@ -62,7 +65,13 @@ def build_definitions(root: Path, resources: Mapping[str, Any] | None = None) ->
         asset_checks=[freshness_check(entry) for entry in datasets],
         jobs=[*jobs, *refreshes.values(), *folder_jobs],
         schedules=[schedule for schedule in schedules if schedule is not None],
-        resources={"launcher": ConfiguredLauncher(root), "mlflow": mlflow_resource, **(resources or {})},
+        sensors=[*automation_sensors(catalog), dataset_folders_sensor(catalog, folder_jobs), failure_sensor()],
+        resources={
+            "launcher": ConfiguredLauncher(root),
+            "mlflow": mlflow_resource,
+            "notifier": notifier_resource,
+            **(resources or {}),
+        },
     )
 
 

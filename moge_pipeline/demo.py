@@ -16,8 +16,8 @@ from moge_core.datasets import read_index
 from moge_core.datasets.parallel import num_cores
 from moge_core.errors import MissingIndexError, MoGeError
 from moge_core.training import Workspace, finished_workspaces, load_train_config
+from moge_pipeline.accelerate_command import has_gpu
 from moge_pipeline.catalog import project_root
-from moge_pipeline.defs.training.execution import has_gpu
 
 TRAIN_DATA = Path("data/sample")
 HELDOUT_DATA = Path("data/sample_heldout")

@@ -10,8 +10,8 @@ import pytest
 from pipeline_project import FakeLauncher, Project, failure_text, metadata_of
 
 from moge_core.training import RunFlags, RunStatus, Workspace
-from moge_pipeline.defs.training import execution
-from moge_pipeline.defs.training.execution import launch_command
+from moge_pipeline import accelerate_command
+from moge_pipeline.accelerate_command import launch_command
 
 
 @pytest.fixture
@@ -223,7 +223,7 @@ def test_a_run_that_was_cancelled_before_its_first_checkpoint_starts_from_its_ba
 def test_accelerate_gets_every_choice_so_that_it_neither_asks_nor_warns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_processes: int | None
 ) -> None:
-    monkeypatch.setattr(execution, "has_gpu", lambda: False)
+    monkeypatch.setattr(accelerate_command, "has_gpu", lambda: False)
     argv = launch_command(RunFlags(num_processes=num_processes), Workspace(tmp_path), None)
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
@@ -236,7 +236,7 @@ def test_accelerate_gets_every_choice_so_that_it_neither_asks_nor_warns(
 
 def test_a_gpu_is_seen_unless_it_is_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert not execution.has_gpu()
+    assert not accelerate_command.has_gpu()
 
 
 def test_the_observer_reports_one_ending_and_the_last_metrics() -> None:

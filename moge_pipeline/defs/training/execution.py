@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +9,6 @@ from typing import Any
 
 import dagster as dg
 
-from moge_core.datasets.parallel import num_cores
 from moge_core.errors import WorkspaceError
 from moge_core.training import (
     CheckpointInfo,
@@ -24,11 +21,14 @@ from moge_core.training import (
     check_training_data,
     choose_workspace,
 )
+from moge_core.training.provenance import LaunchRecord, code_state
 from moge_core.training.workspace import write_json
+from moge_pipeline.accelerate_command import launch_command
 from moge_pipeline.catalog import Catalog, slug_of
 from moge_pipeline.defs.errors import mendable_errors
 from moge_pipeline.defs.resources.launchers import Launcher, LaunchResources, LaunchResult
-from moge_pipeline.defs.resources.tracking import MlflowTracking, TrainingInterruptedError
+from moge_pipeline.defs.resources.launchers.settings import read_launcher_settings
+from moge_pipeline.defs.resources.tracking import MlflowTracking, TrackedRun, TrainingInterruptedError
 from moge_pipeline.defs.training.pictures import training_pictures
 from moge_pipeline.defs.training.run_config import LaunchConfig
 from moge_pipeline.training_process import ENDING
@@ -84,6 +84,7 @@ def run_training(
         _log_choice(context, choice, flags)
         workspace = Workspace(choice.path)
         argv = launch_command(flags, workspace, _start(flags, choice, base))
+        launcher_name = read_launcher_settings(catalog.root).choose(asset_name, launch.launcher)
         with workspace.lock():
             write_json(workspace.config_path, config.raw)
             if base is not None:
@@ -102,12 +103,13 @@ def run_training(
         num_processes=flags.num_processes or 1,
         terminate_grace_s=launch.terminate_grace_s,
         max_runtime_s=launch.max_runtime_s,
-        launcher=launch.launcher,
+        launcher=launcher_name,
     )
     before = workspace.status()
     with mlflow.asset_run(context, f"{asset_name}/{choice.path.name}") as run:
-        run.describe(tags=_tags(workspace, config, datasets, base))
-        result = launcher.run(context, argv, run.environment, resources)
+        record = _launch_record(context, run, config, launcher_name)
+        run.describe(tags={**_tags(workspace, config, datasets, base), **record.mlflow_tags()})
+        result = launcher.run(context, argv, {**run.environment, **record.environment()}, resources)
         run.describe(tags={f"moge.launch.{name}": value for name, value in result.tags.items()})
         known |= {**run.metadata, **result.tags}
         checkpoint = _require_success(context, launch, result, workspace, before, known)
@@ -116,33 +118,22 @@ def run_training(
     return dg.MaterializeResult(metadata={**shown, **result.metadata, **known})
 
 
-def launch_command(flags: RunFlags, workspace: Workspace, checkpoint: str | None) -> list[str]:
-    """`accelerate launch` of the training, every choice spelled out so that accelerate neither asks nor warns."""
-    num_processes = flags.num_processes or 1
-    num_threads = max(1, num_cores() // num_processes)
-    accelerate = {
-        "--num_processes": num_processes,
-        "--num_machines": 1,
-        "--mixed_precision": flags.mixed_precision or "no",
-        "--dynamo_backend": "no",
-        "--num_cpu_threads_per_process": os.environ.get("OMP_NUM_THREADS") or num_threads,
-    }
-    argv = [sys.executable, "-m", "accelerate.commands.launch"]
-    argv += [str(word) for pair in accelerate.items() for word in pair]
-    if num_processes > 1:
-        # Also on a CPU this is the flag that makes accelerate start more than one process; port 0 takes a free one.
-        argv += ["--multi_gpu", "--main_process_port", "0"]
-    elif not has_gpu():
-        argv += ["--cpu"]
-    argv += ["-m", "moge_pipeline.training_process"]
-    argv += ["--config", str(workspace.config_path), "--workspace", str(workspace.path)]
-    argv += flags.model_copy(update={"checkpoint": None}).as_argv()
-    return argv + (["--checkpoint", checkpoint] if checkpoint is not None else [])
-
-
-def has_gpu() -> bool:
-    """Whether an NVIDIA device is visible, told without torch."""
-    return os.environ.get("CUDA_VISIBLE_DEVICES") != "" and any(Path("/dev").glob("nvidia[0-9]*"))
+def _launch_record(
+    context: dg.AssetExecutionContext, run: TrackedRun, config: TrainConfig, launcher: str
+) -> LaunchRecord:
+    """What the trainer writes into its checkpoints of who launched it."""
+    code = code_state()
+    return LaunchRecord(
+        launcher=launcher,
+        dagster_run_id=context.run.run_id,
+        asset_key=context.asset_key.to_user_string(),
+        mlflow_run_id=run.run_id,
+        mlflow_uri=run.tracking_uri,
+        git_commit=code.commit if code else None,
+        git_dirty=code.dirty if code else None,
+        config_source=str(config.source),
+        retry=context.retry_number,
+    )
 
 
 def _merged(file_flags: RunFlags, run_flags: RunFlags) -> RunFlags:
