@@ -48,7 +48,7 @@ def ray_address() -> Iterator[str]:
     try:
         from ray.job_submission import JobSubmissionClient
 
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 240
         while True:
             try:
                 JobSubmissionClient(f"http://127.0.0.1:{port}").list_jobs()
@@ -97,7 +97,7 @@ def test_a_cancelled_run_on_ray_saves_and_leaves_no_process(shop: Project, ray_a
     config: dict[str, Any] = {"launcher": "rays", "resume": "never", "num_iterations": 100000, "log_every": 1}
     before = set((shop.root / "workspace" / "train_sample").glob("*"))
     running = materialize(shop, "train_sample", {**config, "max_retries": 0, "terminate_grace_s": 60})
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while True:
         new = set((shop.root / "workspace" / "train_sample").glob("*")) - before
         if new and (path := Workspace(new.copy().pop()).metrics_path).is_file() and path.stat().st_size > 0:

@@ -1,4 +1,4 @@
-"""Trainings as Slurm jobs of two tasks, with the real trainer and a real cluster of one node."""
+"""Trainings as Slurm jobs of two tasks, with the real trainer and a real cluster whose two nodes are this machine."""
 
 from __future__ import annotations
 
@@ -21,18 +21,10 @@ from moge_pipeline.defs.resources.launchers import LAUNCH_TAG, end_abandoned_lau
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
 
+COMMON = {"type": "slurm", "partition": "gpu", "cpus_per_task": 1, "poll_s": 0.5}
 LAUNCHERS = {
-    "launchers": {
-        "cluster": {
-            "type": "slurm",
-            "partition": "gpu",
-            "tasks_per_node": 2,
-            "cpus_per_task": 1,
-            "poll_s": 0.5,
-            "abandoned_after_s": 30,
-        }
-    },
-    "assets": {"train_sample": "cluster"},
+    "launchers": {"two_nodes": {**COMMON, "nodes": 2}, "one_node": {**COMMON, "tasks_per_node": 2}},
+    "assets": {"train_sample": "two_nodes"},
 }
 FLAGS = {"num_processes": 2, "batch_size_forward": 1, "log_every": 1}
 ENDLESS = {**FLAGS, "num_iterations": 100000, "resume": "never", "max_retries": 0}
@@ -48,7 +40,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory, slurm: Path) -> Project:
 
 
 def wait_for(
-    condition: Callable[[], Any], running: subprocess.Popen[str], project: Project, seconds: float = 120
+    condition: Callable[[], Any], running: subprocess.Popen[str], project: Project, seconds: float = 240
 ) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := condition()):
@@ -129,7 +121,7 @@ def test_a_cancelled_run_saves_and_leaves_neither_job_nor_process(shop: Project)
 
 
 def test_a_requeued_job_goes_on_from_its_latest_checkpoint_to_its_end(shop: Project) -> None:
-    config = {**FLAGS, "num_iterations": 80, "resume": "never", "save_every": 5, "max_retries": 0}
+    config = {**FLAGS, "launcher": "one_node", "num_iterations": 80, "resume": "never", "save_every": 5}
     running, workspace, job_id = begin(shop, config)
     wait_for(workspace.latest_checkpoint, running, shop)
     subprocess.run(["scontrol", "requeue", job_id], check=True)

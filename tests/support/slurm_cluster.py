@@ -1,4 +1,7 @@
-"""A Slurm of one node on this machine: munged, slurmctld and slurmd in a folder of their own, as root."""
+"""A Slurm of this machine: munged, slurmctld and two slurmd, as two nodes, in a folder of their own, as root.
+
+The nodes are called `localhost` and as the machine is, so that their names lead where nodes' names should.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,6 @@ ClusterName=test
 SlurmctldHost={host}
 SlurmUser=root
 SlurmctldPort={controller_port}
-SlurmdPort={node_port}
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket
 CryptoType=crypto/munge
@@ -37,12 +39,14 @@ MinJobAge=300
 ReturnToService=2
 SchedulerParameters=sched_interval=2,batch_sched_delay=0,bf_interval=5
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool.%n
+SlurmdParameters=config_overrides
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd.%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
-NodeName={host} CPUs={cpus} RealMemory=1000 State=UNKNOWN
+SlurmdLogFile={folder}/slurmd.%n.log
+NodeName={host} NodeHostname={host} Port={first_port} CPUs=2 RealMemory=1000 State=UNKNOWN
+NodeName=localhost NodeHostname={host} Port={second_port} CPUs=2 RealMemory=1000 State=UNKNOWN
 PartitionName=gpu Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
@@ -51,8 +55,9 @@ PartitionName=gpu Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 def slurm_cluster(folder: Path) -> Iterator[Path]:
     """A running cluster with the partition `gpu`; its slurm.conf, which is also in the environment inside the block."""
     # A socket's name is short: pytest's folders may be too long for it.
+    host = socket.gethostname()
     folder.mkdir(mode=0o755, parents=True)
-    for name in ("state", "spool"):
+    for name in ("state", f"spool.{host}", "spool.localhost"):
         (folder / name).mkdir()
     key = folder / "munge.key"
     key.write_bytes(secrets.token_bytes(128))
@@ -61,10 +66,10 @@ def slurm_cluster(folder: Path) -> Iterator[Path]:
     configuration.write_text(
         _CONFIGURATION.format(
             folder=folder,
-            host=socket.gethostname(),
-            cpus=os.cpu_count(),
+            host=host,
             controller_port=_free_port(),
-            node_port=_free_port(),
+            first_port=_free_port(),
+            second_port=_free_port(),
         )
     )
     munged = ["munged", "--foreground", "--force", f"--key-file={key}", f"--socket={folder}/munge.socket"]
@@ -73,11 +78,12 @@ def slurm_cluster(folder: Path) -> Iterator[Path]:
     os.environ["SLURM_CONF"] = str(configuration)
     try:
         with contextlib.ExitStack() as daemons:
-            for command in (munged, ["slurmctld", "-D"], ["slurmd", "-D"]):
+            nodes = [["slurmd", "-D", "-N", name] for name in (host, "localhost")]
+            for command in (munged, ["slurmctld", "-D"], *nodes):
                 daemons.enter_context(_daemon(command, folder))
                 if command is munged:
                     _wait((folder / "munge.socket").exists, "munged opened no socket")
-            _wait(lambda: "idle" in _output("sinfo", "-h", "-o", "%T"), "the node is not idle")
+            _wait(lambda: _output("sinfo", "-h", "-o", "%T %D") == "idle 2", "the nodes are not idle")
             yield configuration
             _output("scancel", "--partition=gpu")
             _wait(lambda: _output("squeue", "-h") == "", "jobs are left")
@@ -90,7 +96,7 @@ def slurm_cluster(folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _daemon(command: list[str], folder: Path) -> Iterator[None]:
-    log = folder / f"{command[0]}.out"
+    log = folder / f"{command[0]}.{command[-1]}.out" if command[0] == "slurmd" else folder / f"{command[0]}.out"
     with log.open("wb") as file:
         process = subprocess.Popen(
             [str(shutil.which(command[0])), *command[1:]], stdin=subprocess.DEVNULL, stdout=file, stderr=file
