@@ -5,6 +5,7 @@ from typing import Any
 
 import dagster as dg
 
+from moge_pipeline.addresses import report_url
 from moge_pipeline.catalog import Catalog, DatasetEntry, DatasetVariant, slug_of
 from moge_pipeline.defs.datasets.assets import index_key
 from moge_pipeline.defs.errors import mendable_errors
@@ -36,7 +37,7 @@ def quality_asset(entry: DatasetEntry, catalog: Catalog) -> dg.AssetsDefinition:
         for number, variant in enumerate(entry.variants):
             main = number == 0
             folder = out_dir if main else out_dir / _folder_of(variant)
-            part = _write_report(entry, variant, folder, config)
+            part = _write_report(entry, variant, folder, config, catalog.workspace_dir)
             context.log.info(f"Wrote the report of {variant.index} with {variant.depth} to {folder}")
             metadata |= (
                 part if main else {f"{key} ({variant.index}, {variant.depth})": value for key, value in part.items()}
@@ -46,7 +47,9 @@ def quality_asset(entry: DatasetEntry, catalog: Catalog) -> dg.AssetsDefinition:
     return quality
 
 
-def _write_report(entry: DatasetEntry, variant: DatasetVariant, folder: Path, config: QualityConfig) -> dict[str, Any]:
+def _write_report(
+    entry: DatasetEntry, variant: DatasetVariant, folder: Path, config: QualityConfig, workspace_dir: Path
+) -> dict[str, Any]:
     from moge_core.datasets import write_quality_report
 
     with mendable_errors():
@@ -62,7 +65,8 @@ def _write_report(entry: DatasetEntry, variant: DatasetVariant, folder: Path, co
     clouds = [dg.TableRecord({"instance": name, "ply": str(path)}) for name, path in report.ply_paths.items()]
     return {
         "verdict": report.verdict,
-        # A path that can be copied: browsers do not follow links from a page of a server to a file.
+        "report_page": dg.MetadataValue.url(report_url(Path(report.html_path), workspace_dir)),
+        # The same page as a file, for where no report server runs.
         "page": dg.MetadataValue.path(report.html_path),
         "contact_sheet": picture(Path(report.contact_sheet), f"Sampled instances of {entry.name}"),
         "depth_histogram": picture(Path(report.depth_histogram), f"Depths of {entry.name}"),
