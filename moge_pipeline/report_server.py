@@ -2,8 +2,8 @@
 
     python -m moge_pipeline.report_server --port 3001
 
-Read-only, on the loopback address unless told otherwise, and without a password: beyond this machine it belongs behind a
-proxy that asks for one, see docs/deployment.md. Only the folders `quality` and `evaluation` of the project's workspace
+Read-only, on the loopback address unless told otherwise, and without a password: beyond this machine it belongs behind
+a proxy that asks for one, see docs/deployment.md. Only the folders `quality` and `evaluation` of the project's workspace
 are served, and of these only files of the kinds that reports consist of; checkpoints, hidden files and what symbolic
 links lead to elsewhere are not.
 """
@@ -48,7 +48,7 @@ CONTENT_TYPES = {
 """What is served, and as what; any other file does not exist here."""
 
 # Pages bring a policy of their own along, which allows their scripts by digest. What stands here is added to it: in a
-# sandbox a page has no origin, so whatever it runs cannot speak for the user to Dagster or MLflow behind the same proxy.
+# sandbox a page has no origin, so whatever it runs cannot speak for the user to Dagster or MLflow behind one proxy.
 HEADERS = {
     "Content-Security-Policy": "sandbox allow-scripts allow-downloads allow-popups; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
