@@ -3,9 +3,9 @@
     python -m moge_pipeline.report_server --port 3001
 
 Read-only, on the loopback address unless told otherwise, and without a password: beyond this machine it belongs behind
-a proxy that asks for one, see docs/deployment.md. Only the folders `quality` and `evaluation` of the project's workspace
-are served, and of these only files of the kinds that reports consist of; checkpoints, hidden files and what symbolic
-links lead to elsewhere are not.
+a proxy that asks for one, see docs/deployment.md. Only the folders `quality` and `evaluation` of the project's
+workspace are served, and of these only files of the kinds that reports consist of; checkpoints, hidden files and what
+symbolic links lead to elsewhere are not.
 """
 
 from __future__ import annotations

@@ -228,35 +228,34 @@ def test_each_role_sees_its_own_database_only(postgres: Postgres) -> None:
         stranger.query("dagster", "SELECT 1")
 
 
-def test_a_training_outlives_webserver_and_daemon_and_can_then_be_cancelled(deployment: Deployment) -> None:
+def test_a_training_outlives_webserver_and_daemon_and_a_code_location_that_is_asked_alone_to_end(
+    deployment: Deployment,
+) -> None:
     run_id, workspace = launch_endless_training(deployment)
     deployment.stop("webserver", "daemon")
+    server = deployment.running["code"]
+    server.send_signal(signal.SIGTERM)
     before = num_steps(workspace)
-    wait_until(lambda: num_steps(workspace) > before, 60)
-    for service in ("webserver", "daemon"):
-        deployment.start(service)
+    wait_until(lambda: num_steps(workspace) > before + 2, 60)
+    deployment.start("webserver")
     deployment.await_service("webserver")
-    assert status(deployment, run_id) == "STARTED"
+    assert status(deployment, run_id) == "STARTED" and server.poll() is None
 
     answer = deployment.graphql(TERMINATE, id=run_id)["terminateRun"]
     assert answer["__typename"] == "TerminateRunSuccess"
     wait_until(lambda: status(deployment, run_id) == "CANCELED", 90, pause=1)
     assert_saved_and_told(deployment, run_id, workspace, "CANCELED")
+    assert server.wait(60) == 0, "it ends with its last run"
+    for service in ("code", "daemon"):
+        deployment.start(service)
+    deployment.await_service("code")
 
 
-def test_a_code_location_lets_trainings_finish_when_asked_alone_and_save_when_stopped(deployment: Deployment) -> None:
+def test_a_stop_of_the_code_location_lets_its_trainings_save_and_tell_how_they_ended(deployment: Deployment) -> None:
     run_id, workspace = launch_endless_training(deployment)
-    server = deployment.running["code"]
-    server.send_signal(signal.SIGTERM)
-    before = num_steps(workspace)
-    wait_until(lambda: num_steps(workspace) > before + 2, 60)
-    assert server.poll() is None and status(deployment, run_id) == "STARTED"
-
     deployment.stop("code")
     wait_until(lambda: status(deployment, run_id) in ("CANCELED", "FAILURE"), 30, pause=1)
     assert_saved_and_told(deployment, run_id, workspace, status(deployment, run_id))
-    deployment.start("code")
-    deployment.await_service("code")
 
 
 @pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed; packaging/install_services.sh does")
