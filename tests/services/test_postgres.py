@@ -323,4 +323,4 @@ def proxy(deployment: Deployment, folder: Path) -> Iterator[str]:
         finally:
             server.send_signal(signal.SIGQUIT)
             _, errors = server.communicate(timeout=30)
-    assert errors == ""
+    assert [line for line in errors.splitlines() if "password mismatch" not in line] == []
