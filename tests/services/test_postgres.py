@@ -142,8 +142,15 @@ def launch_endless_training(deployment: Deployment) -> tuple[str, Workspace]:
         "assetCheckSelection": [],
     }
     params = {"selector": selector, "runConfigData": {"ops": {"train_sample": {"config": FOREVER}}}}
-    launched = deployment.graphql(LAUNCH, params=params)["launchRun"]
-    assert launched["__typename"] == "LaunchRunSuccess", launched
+    launched: dict[str, Any] = {}
+
+    def is_launched() -> bool:
+        launched.update(deployment.graphql(LAUNCH, params=params)["launchRun"])
+        # The webserver notices by and by that a code location is back.
+        assert launched["__typename"] in ("LaunchRunSuccess", "InvalidSubsetError"), launched
+        return launched["__typename"] == "LaunchRunSuccess"
+
+    wait_until(is_launched, 60, pause=1)
     run_id = launched["run"]["runId"]
     found: list[Workspace] = []
 
