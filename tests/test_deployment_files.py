@@ -115,12 +115,12 @@ def test_reports_are_mounted_for_reading_only() -> None:
 
 def test_a_stop_gives_trainings_the_time_to_save() -> None:
     code = compose()["services"]["code"]
-    assert float(code["stop_grace_period"].removesuffix("s")) >= GRACE_S + 30
+    assert float(code["stop_grace_period"].removesuffix("s")) >= GRACE_S + 90
     # Docker signals the first process only; tini hands that on to the runs.
     assert 'ENTRYPOINT ["tini", "-g", "--"]' in (DEPLOY / "Dockerfile").read_text()
     settings = dict(unit_settings(DEPLOY / "systemd" / "moge-code.service"))
     assert (settings["KillMode"], settings["KillSignal"]) == ("control-group", "SIGTERM")
-    assert float(settings["TimeoutStopSec"]) >= GRACE_S + 30
+    assert float(settings["TimeoutStopSec"]) >= GRACE_S + 90
     assert settings["OOMPolicy"] == "continue"
 
 
