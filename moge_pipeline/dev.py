@@ -1,8 +1,8 @@
-"""Both user interfaces on this machine, over one history: `python -m moge_pipeline.dev`, or `make dev`.
+"""The user interfaces on this machine, over one history: `python -m moge_pipeline.dev`, or `make dev`.
 
-Starts `mlflow server` and `dagster dev` on the loopback address, on the same stores that the command line uses, so
-that the links in the metadata open. Ctrl-C ends both, and the runs they started, which get the time to save a
-checkpoint.
+Starts `mlflow server`, `dagster dev` and the server of reports on the loopback address, on the same stores that the
+command line uses, so that the links in the metadata open. Ctrl-C ends all, and the runs they started, which get the
+time to save a checkpoint.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SECONDS_FOR_DAGSTER = 20.0
 
 @dataclass(frozen=True)
 class Service:
-    """One of the two servers: what it is called in the log, how it is started, where it answers."""
+    """One of the servers: what it is called in the log, how it is started, where it answers."""
 
     name: str
     argv: list[str]
@@ -45,19 +45,20 @@ class Service:
         return f"http://{HOST}:{self.port}"
 
 
-@click.command(help="Start the user interfaces of Dagster and MLflow; Ctrl-C ends both.")
+@click.command(help="Start the user interfaces of Dagster and MLflow, and the reports; Ctrl-C ends all.")
 @click.option("--dagster-port", default=3000, envvar="MOGE_DAGSTER_PORT", show_default=True, show_envvar=True)
 @click.option("--mlflow-port", default=5000, envvar="MOGE_MLFLOW_PORT", show_default=True, show_envvar=True)
+@click.option("--reports-port", default=3001, envvar="MOGE_REPORTS_PORT", show_default=True, show_envvar=True)
 @click.option(
     "--terminate-grace-s",
     default=120.0,
     show_default=True,
     help="Seconds that running trainings get to save when this ends.",
 )
-def main(dagster_port: int, mlflow_port: int, terminate_grace_s: float) -> None:
-    """Run both services until one ends or the user does."""
+def main(dagster_port: int, mlflow_port: int, reports_port: int, terminate_grace_s: float) -> None:
+    """Run the services until one ends or the user does."""
     root = project_root()
-    services, env = plan(root, dict(os.environ), dagster_port, mlflow_port)
+    services, env = plan(root, dict(os.environ), dagster_port, mlflow_port, reports_port)
     for service in services:
         if not _is_free(service.port):
             option = f"--{service.name}-port or MOGE_{service.name.upper()}_PORT"
@@ -85,18 +86,21 @@ def main(dagster_port: int, mlflow_port: int, terminate_grace_s: float) -> None:
 
 
 def plan(
-    root: Path, env: Mapping[str, str], dagster_port: int, mlflow_port: int
+    root: Path, env: Mapping[str, str], dagster_port: int, mlflow_port: int, reports_port: int
 ) -> tuple[list[Service], dict[str, str]]:
     """The services to start and the environment they share.
 
     A tracking server of the user's own (MLFLOW_TRACKING_URI with http) is used as it is, and none is started beside it.
+    Likewise a public address of the reports (MOGE_REPORTS_UI) stays what the links begin with.
     """
     store = env.get("MLFLOW_TRACKING_URI") or default_tracking_uri(root)
     dagster_argv = [sys.executable, "-m", "dagster", "dev", "--host", HOST, "--port", str(dagster_port)]
     dagster = Service("dagster", dagster_argv, dagster_port)
-    shared = {**env, "MLFLOW_TRACKING_URI": store, "MOGE_DAGSTER_UI": dagster.url}
+    reports_argv = [sys.executable, "-m", "moge_pipeline.report_server", "--host", HOST, "--port", str(reports_port)]
+    reports = Service("reports", reports_argv, reports_port)
+    shared = {"MOGE_REPORTS_UI": reports.url, **env, "MLFLOW_TRACKING_URI": store, "MOGE_DAGSTER_UI": dagster.url}
     if urlparse(store).scheme in ("http", "https"):
-        return [dagster], {**shared, "MOGE_MLFLOW_UI": store.rstrip("/")}
+        return [reports, dagster], {**shared, "MOGE_MLFLOW_UI": store.rstrip("/")}
     # Artifacts are not served by proxy: then trainings read and write them with and without this server.
     mlflow_argv = [
         sys.executable,
@@ -114,7 +118,7 @@ def plan(
     folder = artifact_folder(store)
     mlflow_argv += ["--default-artifact-root", folder] if folder is not None else []
     mlflow = Service("mlflow", mlflow_argv, mlflow_port)
-    return [mlflow, dagster], {**shared, "MOGE_MLFLOW_UI": mlflow.url}
+    return [mlflow, reports, dagster], {**shared, "MOGE_MLFLOW_UI": mlflow.url}
 
 
 def _is_free(port: int) -> bool:
@@ -140,7 +144,8 @@ def _announce(services: list[Service], env: Mapping[str, str]) -> None:
         while _is_free(service.port):
             time.sleep(0.5)
     print(
-        f"\n  Dagster  {env['MOGE_DAGSTER_UI']}\n  MLflow   {env['MOGE_MLFLOW_UI']}\n\n  Ctrl-C ends both.\n",
+        f"\n  Dagster  {env['MOGE_DAGSTER_UI']}\n  MLflow   {env['MOGE_MLFLOW_UI']}"
+        f"\n  Reports  {env['MOGE_REPORTS_UI']}\n\n  Ctrl-C ends all.\n",
         flush=True,
     )
 
@@ -164,8 +169,9 @@ def _end(trees: Mapping[str, ProcessTree], grace_s: float) -> None:
             except subprocess.TimeoutExpired:
                 print("dagster does not end by itself; ending its processes.", flush=True)
         dagster.terminate(grace_s)
-    if "mlflow" in trees:
-        trees["mlflow"].terminate(10)
+    for name, tree in trees.items():
+        if name != "dagster":
+            tree.terminate(10)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +135,30 @@ def test_a_dead_store_costs_seconds_and_a_warning_never_the_training(
 def test_a_store_that_answers_is_reachable(tmp_path: Path) -> None:
     assert unreachable_because(f"sqlite:///{tmp_path}/mlflow.db") is None
     assert unreachable_because("http://127.0.0.1:9") is not None
+
+
+@pytest.mark.parametrize(("code", "reachable"), [(200, True), (401, True), (404, True), (502, False), (503, False)])
+def test_a_server_behind_a_password_is_reachable_and_a_proxy_without_its_server_is_not(
+    code: int, reachable: bool
+) -> None:
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(code)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *args: Any) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            reason = unreachable_because(f"http://127.0.0.1:{server.server_port}")
+        finally:
+            server.shutdown()
+            thread.join()
+    assert (reason is None) == reachable, reason
 
 
 def test_artifacts_lie_beside_a_sqlite_store_and_where_a_server_puts_them() -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 from pydantic import Field
 
+from moge_pipeline.addresses import report_url
 from moge_pipeline.catalog import Catalog, DatasetEntry, DatasetVariant, slug_of
 from moge_pipeline.defs.conditions import on_new_data
 from moge_pipeline.defs.datasets.assets import index_key
@@ -59,7 +60,7 @@ def quality_asset(entry: DatasetEntry, catalog: Catalog) -> dg.AssetsDefinition:
             main = number == 0
             folder = out_dir if main else out_dir / _folder_of(variant)
             report = _write_report(entry, variant, folder, config)
-            part = _metadata(entry, report, folder)
+            part = _metadata(entry, report, folder, catalog.workspace_dir)
             results = results or threshold_results(report, config.max_left_out_share, config.min_known_share)
             context.log.info(f"Wrote the report of {variant.index} with {variant.depth} to {folder}")
             metadata |= (
@@ -84,16 +85,17 @@ def _write_report(entry: DatasetEntry, variant: DatasetVariant, folder: Path, co
         )
 
 
-def _metadata(entry: DatasetEntry, report: "QualityReport", folder: Path) -> dict[str, Any]:
+def _metadata(entry: DatasetEntry, report: "QualityReport", folder: Path, workspace_dir: Path) -> dict[str, Any]:
     problems = [dg.TableRecord({"instance": name, "problem": text}) for name, text in report.problems.items()]
     clouds = [dg.TableRecord({"instance": name, "ply": str(path)}) for name, path in report.ply_paths.items()]
     numbers = {name: _rounded(value) for name, value in report.statistics.items()}
     return {
         "verdict": report.verdict,
+        "report_page": dg.MetadataValue.url(report_url(Path(report.html_path), workspace_dir)),
         "contact_sheet": picture(Path(report.contact_sheet), f"Sampled instances of {entry.name}"),
         "depth_histogram": picture(Path(report.depth_histogram), f"Depths of {entry.name}"),
         **({"problems": dg.MetadataValue.table(problems)} if problems else {}),
-        # A path that can be copied: browsers do not follow links from a page of a server to a file.
+        # The same page as a file, for where no report server runs.
         "page": dg.MetadataValue.path(report.html_path),
         **{name: numbers[name] for name in _PLOTTED if name in numbers},
         "statistics": dg.MetadataValue.json(numbers),

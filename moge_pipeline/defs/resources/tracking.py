@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.error import HTTPError
 from urllib.parse import urlparse
 from urllib.request import urlopen
 
@@ -224,7 +225,10 @@ def unreachable_because(tracking_uri: str) -> str | None:
         if address.scheme == "sqlite":
             with contextlib.closing(sqlite3.connect(_sqlite_path(tracking_uri), timeout=PROBE_TIMEOUT_S)) as store:
                 store.execute("PRAGMA schema_version")
-    except Exception as error:  # sockets, addresses, HTTP and sqlite each have kinds of their own
+    except HTTPError as error:
+        # A server or proxy that asks for a password, or keeps this page elsewhere, is there; what fails is told by 5xx.
+        return None if error.code < 500 else str(error)
+    except Exception as error:  # sockets, addresses and sqlite each have kinds of their own
         return str(error) or type(error).__name__
     return None
 
