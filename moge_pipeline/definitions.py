@@ -20,6 +20,8 @@ from moge_pipeline.defs.finetuning.schedules import finetuning_schedule
 from moge_pipeline.defs.quality.assets import quality_asset
 from moge_pipeline.defs.resources.launchers import LocalLauncher
 from moge_pipeline.defs.resources.tracking import mlflow_resource
+from moge_pipeline.defs.runs.executor import run_executor
+from moge_pipeline.defs.runs.sensors import lost_runs
 from moge_pipeline.defs.training.assets import training_asset
 from moge_pipeline.defs.training.jobs import job_of
 
@@ -48,6 +50,8 @@ def build_definitions(root: Path, resources: Mapping[str, Any] | None = None) ->
         ],
         jobs=list(jobs.values()),
         schedules=[schedule for schedule in schedules if schedule is not None],
+        sensors=[lost_runs],
+        executor=run_executor,
         resources={"launcher": LocalLauncher(), "mlflow": mlflow_resource, **(resources or {})},
     )
 

@@ -10,6 +10,7 @@ from moge_core.errors import MoGeError
 from moge_pipeline.catalog import DatasetEntry
 from moge_pipeline.defs.datasets.checks import check_results, findings_table, index_check_specs
 from moge_pipeline.defs.errors import mendable_errors
+from moge_pipeline.defs.runs.worker import begin_step
 
 
 def raw_key(slug: str) -> dg.AssetKey:
@@ -67,6 +68,7 @@ def index_asset(entry: DatasetEntry) -> dg.AssetsDefinition:
     def index(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[Any]]:
         from moge_core.datasets import index_dataset
 
+        begin_step()
         reports = []
         for variant in entry.variants:
             with mendable_errors():

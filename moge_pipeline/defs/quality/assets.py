@@ -9,6 +9,7 @@ from moge_pipeline.catalog import Catalog, DatasetEntry, DatasetVariant, slug_of
 from moge_pipeline.defs.datasets.assets import index_key
 from moge_pipeline.defs.errors import mendable_errors
 from moge_pipeline.defs.quality.thumbnails import picture
+from moge_pipeline.defs.runs.worker import begin_step
 
 
 class QualityConfig(dg.Config):
@@ -32,6 +33,7 @@ def quality_asset(entry: DatasetEntry, catalog: Catalog) -> dg.AssetsDefinition:
         f" the clouds as PLY, too. Below `{out_dir.relative_to(catalog.root)}`.",
     )
     def quality(context: dg.AssetExecutionContext, config: QualityConfig) -> dg.MaterializeResult[Any]:
+        begin_step()
         metadata: dict[str, Any] = {}
         for number, variant in enumerate(entry.variants):
             main = number == 0

@@ -29,6 +29,7 @@ from moge_pipeline.catalog import Catalog, slug_of
 from moge_pipeline.defs.errors import mendable_errors
 from moge_pipeline.defs.resources.launchers import Launcher, LaunchResources, LaunchResult
 from moge_pipeline.defs.resources.tracking import MlflowTracking, TrainingInterruptedError
+from moge_pipeline.defs.runs.worker import begin_step
 from moge_pipeline.defs.training.run_config import LaunchConfig
 from moge_pipeline.training_process import ENDING
 
@@ -65,6 +66,7 @@ def run_training(
     Raises:
         dg.Failure: the training cannot start (told before any process is launched), or it ended before its last step.
     """
+    begin_step()
     asset_name = context.asset_key.path[-1]
     with mendable_errors():
         flags = _merged(config.run, launch.flags())

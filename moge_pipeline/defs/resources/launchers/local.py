@@ -8,11 +8,13 @@ import subprocess
 from collections.abc import Mapping, Sequence
 
 import dagster as dg
-import psutil
 
 from moge_pipeline.defs.resources.launchers.pipes import pipes_session, reported
 from moge_pipeline.defs.resources.launchers.protocol import LaunchResources, LaunchResult
 from moge_pipeline.process_tree import ProcessTree, interrupts_held
+
+ACCELERATE = "accelerate.commands.launch"
+"""`accelerate launch` ends with its trainers; asked to end, it would give them 30 s only."""
 
 
 class LocalLauncher:
@@ -35,7 +37,11 @@ class LocalLauncher:
             # torchrun's own patience of 30 s is shorter than a large checkpoint may take.
             patience = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(math.ceil(grace_s))}
             tree = ProcessTree(
-                argv, {**patience, **os.environ, **env, **session.get_bootstrap_env_vars()}, resources.cwd
+                argv,
+                {**patience, **os.environ, **env, **session.get_bootstrap_env_vars()},
+                resources.cwd,
+                grace_s=grace_s,
+                spared=ACCELERATE,
             )
             try:
                 exit_code = tree.wait(resources.max_runtime_s)
@@ -55,10 +61,5 @@ class LocalLauncher:
 
     def _end(self, context: dg.AssetExecutionContext, tree: ProcessTree, grace_s: float) -> None:
         context.log.info(f"Asking the training to save and end; it has {grace_s:g} s.")
-        if not tree.terminate(grace_s, spare=_is_accelerate):
+        if not tree.terminate(grace_s):
             context.log.warning(f"Killed what was still running after {grace_s:g} s.")
-
-
-def _is_accelerate(process: psutil.Process) -> bool:
-    """Whether this is `accelerate launch`: it ends with its trainers, but asked to end would give them 30 s only."""
-    return "accelerate.commands.launch" in process.cmdline()
