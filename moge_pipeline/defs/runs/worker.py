@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from enum import Enum
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import dagster as dg
@@ -110,6 +111,8 @@ def processes_of(run_id: str) -> list[psutil.Process]:
 @contextmanager
 def marked_children(run_id: str) -> Iterator[None]:
     """What this process starts inside the block bears the run's mark and knows its worker."""
+    # Python's own helper for its child processes is started with the first of them, and ends with this process.
+    resource_tracker.ensure_running()
     before = {name: os.environ.get(name) for name in (MARK, WORKER_PID)}
     os.environ |= {MARK: with_mark(os.environ, run_mark(run_id)), WORKER_PID: str(os.getpid())}
     try:
