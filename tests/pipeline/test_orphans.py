@@ -7,6 +7,7 @@ pytest-xdist the cells of the command line spread (`-n 2 --dist loadgroup`), tho
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import signal
@@ -33,8 +34,8 @@ from shop import (
 )
 
 from moge_core.training import Workspace
-from moge_pipeline.defs.runs.worker import Worker, processes_of
-from moge_pipeline.process_tree import marked
+from moge_pipeline.defs.runs.worker import Worker, processes_of, run_mark
+from moge_pipeline.process_tree import MARK, marked
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -169,12 +170,11 @@ class Training:
         self.worker = worker
 
     def step_worker(self) -> psutil.Process:
-        """The step's process: a child of the worker that bears the run's mark and is the parent of the training."""
-        mine = {process.pid: process for process in processes_of(self.run_id)}
-        (training,) = (p for p in mine.values() if "process_guard" in " ".join(p.cmdline()))
-        step = mine[training.ppid()]
-        assert step.ppid() == self.worker.pid
-        return step
+        """The step's process: a child of the worker, and the parent of the training."""
+        of_training = {process.pid for process in self._of_training()}
+        (step,) = {process.ppid() for process in self._of_training()} - of_training
+        assert psutil.Process(step).ppid() == self.worker.pid
+        return psutil.Process(step)
 
     def num_steps(self) -> int:
         """How far the training is."""
@@ -191,10 +191,13 @@ class Training:
             command: the command line that ran it, if any; another one then puts right what it left.
             expected: the ending in Dagster.
         """
-        wait_until(lambda: not self._left(), SECONDS_TO_VANISH, lambda: str(self._left()))
+        wait_until(lambda: not self._of_training(), SECONDS_TO_VANISH, lambda: str(self._of_training()))
+        # The step and the command have something to record yet.
+        wait_until(lambda: not self._left(), 60, lambda: str(self._left()))
         if command is not None:
-            assert command.wait(30) != 0
-            assert alive(f"test-{os.getpid()}-train_sample") == []
+            assert command.wait(60) != 0
+            mark = f"test-{os.getpid()}-train_sample"
+            wait_until(lambda: not alive(mark), 30, lambda: str(alive(mark)))
         self._check_checkpoint()
         if command is not None and not self._is_settled():
             succeed(self.shop, "index/sample")
@@ -203,12 +206,13 @@ class Training:
         wait_until(self._is_settled, 90, lambda: f"{self.status().value}, in MLflow {self._mlflow_status()}")
         assert self.status() is expected, output_of(self.shop)
         assert self._mlflow_status() == "KILLED"
-        with instance_of(self.shop) as instance:
-            slots = instance.event_log_storage.get_concurrency_info("gpu")
-        assert self.run_id not in slots.active_run_ids | slots.pending_run_ids
 
     def _is_settled(self) -> bool:
-        return self._run().is_finished and self._mlflow_status() != "RUNNING"
+        """Whether Dagster and MLflow know of the end, and the place in the pool is another's to take."""
+        with instance_of(self.shop) as instance:
+            slots = instance.event_log_storage.get_concurrency_info("gpu")
+        is_free = self.run_id not in slots.active_run_ids | slots.pending_run_ids
+        return self._run().is_finished and self._mlflow_status() != "RUNNING" and is_free
 
     def _check_checkpoint(self) -> None:
         import torch
@@ -219,8 +223,17 @@ class Training:
         assert torch.load(checkpoint.model_path, weights_only=True)["model"]
         assert torch.load(checkpoint.optimizer_path, weights_only=True)
 
-    def _left(self) -> list[str]:
-        return [" ".join(process.cmdline()) for process in marked(f"run-{self.run_id}")]
+    def _of_training(self) -> list[psutil.Process]:
+        """Processes of the tree that the launcher started: their marks are longer than the step's."""
+        found = []
+        for process in processes_of(self.run_id):
+            with contextlib.suppress(psutil.Error):
+                if not process.environ()[MARK].endswith(run_mark(self.run_id)):
+                    found.append(process)
+        return found
+
+    def _left(self) -> list[psutil.Process]:
+        return processes_of(self.run_id)
 
     def _run(self) -> dg.DagsterRun:
         with instance_of(self.shop) as instance:
