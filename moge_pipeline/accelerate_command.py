@@ -15,6 +15,7 @@ from moge_core.datasets.parallel import num_cores
 from moge_core.training import RunFlags, Workspace
 
 ACCELERATE = "accelerate.commands.launch"
+"""`accelerate launch` ends with its trainers; asked to end, it would give them 30 s only."""
 
 
 def launch_command(flags: RunFlags, workspace: Workspace, checkpoint: str | None) -> list[str]:

@@ -27,6 +27,8 @@ from moge_pipeline.defs.quality.assets import quality_asset
 from moge_pipeline.defs.references import with_code
 from moge_pipeline.defs.resources.launchers import ConfiguredLauncher
 from moge_pipeline.defs.resources.tracking import mlflow_resource
+from moge_pipeline.defs.runs.executor import run_executor
+from moge_pipeline.defs.runs.sensors import lost_runs
 from moge_pipeline.defs.training.assets import training_asset
 from moge_pipeline.defs.training.jobs import job_of
 
@@ -65,7 +67,13 @@ def build_definitions(root: Path, resources: Mapping[str, Any] | None = None) ->
         asset_checks=[freshness_check(entry) for entry in datasets],
         jobs=[*jobs, *refreshes.values(), *folder_jobs],
         schedules=[schedule for schedule in schedules if schedule is not None],
-        sensors=[*automation_sensors(catalog), dataset_folders_sensor(catalog, folder_jobs), failure_sensor()],
+        sensors=[
+            *automation_sensors(catalog),
+            dataset_folders_sensor(catalog, folder_jobs),
+            failure_sensor(),
+            lost_runs,
+        ],
+        executor=run_executor,
         resources={
             "launcher": ConfiguredLauncher(root),
             "mlflow": mlflow_resource,

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
-import time
 from pathlib import Path
 
 import dagster as dg
-import psutil
 import pytest
 from pipeline_project import Project
 from shop import (
@@ -25,7 +22,6 @@ from shop import (
 )
 
 from moge_core.training import Workspace
-from moge_pipeline.process_tree import MARK
 
 pytestmark = [
     pytest.mark.slow,
@@ -77,26 +73,6 @@ def test_a_cancelled_training_saves_leaves_no_process_and_goes_on(
     succeed(shop, "train_sample", flags)
     goes_on = latest(shop, "train_sample")
     assert (goes_on["workspace"], goes_on["step"]) == (str(workspace.path), status.step + 2)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals the death of a parent")
-def test_a_killed_step_worker_takes_its_training_along_which_saves_first(shop: Project) -> None:
-    running, workspace = begin_endless_training(shop, 1)
-    mark = f"test-{os.getpid()}-train_sample"
-    launcher = next(
-        p for p in psutil.process_iter() if "accelerate.commands.launch" in p.cmdline() and mark in p.environ()[MARK]
-    )
-    worker = launcher.parent()
-    assert worker is not None and worker.pid != running.pid
-    worker.kill()
-    deadline = time.monotonic() + 15
-    while any("training_process" in command for command in alive(mark)):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    assert running.wait(60) != 0
-    status, checkpoint = workspace.status(), workspace.latest_checkpoint()
-    assert status is not None and status.state == "interrupted"
-    assert checkpoint is not None and checkpoint.step == status.step
 
 
 def test_a_training_of_two_processes_ends_well(shop: Project) -> None:

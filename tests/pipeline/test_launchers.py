@@ -57,8 +57,8 @@ def trees() -> Iterator[list[ProcessTree]]:
         tree.terminate(0)
 
 
-def start(trees: list[ProcessTree], marks: Path, manner: str) -> ProcessTree:
-    tree = ProcessTree(command(marks, manner), os.environ, marks)
+def start(trees: list[ProcessTree], marks: Path, manner: str, **kinds: Any) -> ProcessTree:
+    tree = ProcessTree(command(marks, manner), os.environ, marks, **kinds)
     trees.append(tree)
     wait_for((marks / "ready").exists)
     return tree
@@ -87,9 +87,8 @@ def test_what_does_not_obey_is_killed_after_the_grace_period(trees: list[Process
 
 
 def test_a_spared_launcher_ends_with_its_child(trees: list[ProcessTree], tmp_path: Path) -> None:
-    tree = start(trees, tmp_path, "obeys")
-    pid = tree.process.pid
-    assert tree.terminate(20, spare=lambda process: process.pid == pid)
+    tree = start(trees, tmp_path, "obeys", grace_s=20, spared=LAUNCHER)
+    assert tree.terminate(20)
     assert tree.process.returncode == 75, "the launcher lived to hand on its child's exit code"
 
 

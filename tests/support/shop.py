@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -107,24 +107,42 @@ def mlflow_run(project: Project, metadata: dict[str, Any]) -> Any:
     return mlflow.MlflowClient(f"sqlite:///{project.root}/mlflow.db").get_run(metadata["mlflow_run_id"])
 
 
-def begin_endless_training(project: Project, num_processes: int) -> tuple[subprocess.Popen[str], Workspace]:
+def begin_endless_training(
+    project: Project, num_processes: int, **config: Any
+) -> tuple[subprocess.Popen[str], Workspace]:
     """A training that is past its first steps, and its workspace."""
-    succeed(project, "index/sample")
-    workspaces = project.root / "workspace" / "train_sample"
-    before = set(workspaces.glob("*"))
-    config = {
+    if not (project.root / "data" / "sample" / ".index.txt").is_file():
+        succeed(project, "index/sample")
+    before = workspaces_of(project)
+    running = materialize(project, "train_sample", endless(num_processes, **config))
+    workspace = wait_for_steps(project, before, lambda: running.poll() is None)
+    return running, workspace
+
+
+def endless(num_processes: int, **config: Any) -> dict[str, Any]:
+    """Run configuration of a training that does not end by itself."""
+    return {
         "num_iterations": 100000,
         "log_every": 1,
         "resume": "never",
         "num_processes": num_processes,
         "batch_size_forward": 1,
+        **config,
     }
-    running = materialize(project, "train_sample", config)
+
+
+def workspaces_of(project: Project) -> set[Path]:
+    """Folders of the runs of `train_sample`."""
+    return set((project.root / "workspace" / "train_sample").glob("*"))
+
+
+def wait_for_steps(project: Project, before: set[Path], goes_on: Callable[[], bool]) -> Workspace:
+    """The workspace that is not among those `before`, once its training is past its first steps."""
     deadline = time.monotonic() + 120
     while True:
-        assert running.poll() is None and time.monotonic() < deadline, output_of(project)
-        for path in set(workspaces.glob("*")) - before:
+        assert goes_on() and time.monotonic() < deadline, output_of(project)
+        for path in workspaces_of(project) - before:
             metrics = Workspace(path).metrics_path
             if metrics.is_file() and len(metrics.read_text().splitlines()) >= 2:
-                return running, Workspace(path)
+                return Workspace(path)
         time.sleep(0.2)

@@ -12,6 +12,7 @@ from moge_pipeline.defs.datasets.checks import check_results, findings_table, in
 from moge_pipeline.defs.datasets.drift import STATISTICS, drift_check_specs, drift_results, former_statistics
 from moge_pipeline.defs.errors import mendable_errors
 from moge_pipeline.defs.references import beta_features, code_references, owners_of_dataset
+from moge_pipeline.defs.runs.worker import begin_step
 
 _INPUT_VERSION_TAG = "dagster/input_data_version/"
 
@@ -79,6 +80,7 @@ def index_asset(entry: DatasetEntry, catalog: Catalog) -> dg.AssetsDefinition:
     def index(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[Any]]:
         from moge_core.datasets import dataset_fingerprint, depth_statistics, index_dataset
 
+        begin_step()
         before = former_statistics(context.instance, key)
         with mendable_errors():
             # Before the scan: what changes during it makes the index out of date.

@@ -24,7 +24,7 @@ from moge_pipeline.catalog import Catalog
 from moge_pipeline.defs.automation import automation_status
 from moge_pipeline.defs.datasets.assets import index_key
 from moge_pipeline.defs.datasets.new_dataset import new_dataset_config, new_dataset_job
-from moge_pipeline.defs.runs import latest_metadata, unfinished_run_of
+from moge_pipeline.defs.runs.history import latest_metadata, unfinished_run_of
 
 if TYPE_CHECKING:
     from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition

@@ -14,6 +14,7 @@ from moge_pipeline.defs.errors import mendable_errors, usable
 from moge_pipeline.defs.quality.thumbnails import markdown_picture
 from moge_pipeline.defs.references import trained_asset
 from moge_pipeline.defs.resources.tracking import TrackedRun
+from moge_pipeline.defs.runs.worker import begin_step
 
 if TYPE_CHECKING:
     from moge_core.training.evaluation import Evaluation
@@ -52,6 +53,7 @@ def evaluation_asset(entry: TrainingEntry | FinetuneEntry, catalog: Catalog) -> 
     def evaluate(
         context: dg.AssetExecutionContext, config: EvaluationConfig, mlflow: dg.ResourceParam[Any]
     ) -> Iterator[dg.MaterializeResult[Any]]:
+        begin_step()
         usable(entry.config, entry.error)
         from moge_core.training.evaluation import evaluate_best, read_history
 

@@ -15,7 +15,7 @@ from moge_core.loading.config import DatasetConfig
 from moge_pipeline.catalog import Catalog, FinetuneEntry, read_catalog, slug_of
 from moge_pipeline.defs.datasets.assets import index_key
 from moge_pipeline.defs.finetuning.base import BASE_SHA256, resolve_base
-from moge_pipeline.defs.runs import latest_metadata, newest_materialization
+from moge_pipeline.defs.runs.history import latest_metadata, newest_materialization
 
 
 @dataclass(frozen=True)

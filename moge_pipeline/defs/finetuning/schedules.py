@@ -18,7 +18,7 @@ from moge_pipeline.catalog import Catalog, FinetuneEntry, slug_of
 from moge_pipeline.defs.datasets.assets import index_key
 from moge_pipeline.defs.finetuning.base import Start
 from moge_pipeline.defs.finetuning.inputs import current_inputs, is_evaluated, reread, used_datasets, what_changed
-from moge_pipeline.defs.runs import failures_of, shortened, unfinished_run_of
+from moge_pipeline.defs.runs.history import failures_of, shortened, unfinished_run_of
 from moge_pipeline.defs.training.jobs import refresh_job, run_config_of
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import dagster as dg
 
 from moge_pipeline.defs.notifications.notifiers import FailureNotice
 from moge_pipeline.defs.resources.tracking import dagster_run_url
-from moge_pipeline.defs.runs import failures_of
+from moge_pipeline.defs.runs.history import failures_of
 
 
 def failure_sensor() -> dg.SensorDefinition:

@@ -15,6 +15,7 @@ from moge_pipeline.defs.errors import mendable_errors
 from moge_pipeline.defs.quality.checks import threshold_check_specs, threshold_results
 from moge_pipeline.defs.quality.thumbnails import picture
 from moge_pipeline.defs.references import code_references, owners_of_dataset
+from moge_pipeline.defs.runs.worker import begin_step
 
 if TYPE_CHECKING:
     from moge_core.datasets import QualityReport
@@ -54,6 +55,7 @@ def quality_asset(entry: DatasetEntry, catalog: Catalog) -> dg.AssetsDefinition:
         f" the clouds as PLY, too. Below `{out_dir.relative_to(catalog.root)}`.",
     )
     def quality(context: dg.AssetExecutionContext, config: QualityConfig) -> Iterator[dg.MaterializeResult[Any]]:
+        begin_step()
         results: list[dg.AssetCheckResult] = []
         metadata: dict[str, Any] = {}
         for number, variant in enumerate(entry.variants):

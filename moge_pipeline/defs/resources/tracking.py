@@ -28,6 +28,10 @@ MLFLOW_UI = "http://127.0.0.1:5000"
 DAGSTER_UI = "http://127.0.0.1:3000"
 PROBE_TIMEOUT_S = 5.0
 MAX_PARAM_CHARACTERS = 6000
+TRACKING_TAG = "moge/tracking"
+TRACKING_OPEN, TRACKING_CLOSED = "open", "closed"
+TRACKING_URI_TAG = "moge/tracking_uri"
+"""Tags of a Dagster run: whether MLflow runs of it may still be open, and in which store."""
 
 
 class TrainingInterruptedError(dg.Failure):
@@ -108,12 +112,12 @@ class MlflowTracking:
                 self._open(run, context, name, opened)
                 yield run
             except (dg.DagsterExecutionInterruptedError, KeyboardInterrupt, TrainingInterruptedError):
-                self._close(run, "KILLED")
+                self._close(run, context, "KILLED")
                 raise
             except BaseException:
-                self._close(run, "FAILED")
+                self._close(run, context, "FAILED")
                 raise
-            self._close(run, "FINISHED")
+            self._close(run, context, "FINISHED")
 
     def _open(
         self, run: TrackedRun, context: dg.AssetExecutionContext, name: str, opened: contextlib.ExitStack
@@ -124,7 +128,7 @@ class MlflowTracking:
                 self._join(run, context, name, opened)
             except Exception as error:  # any failure of the store: training goes on without it
                 reason = str(error) or type(error).__name__
-                self._close(run, "FAILED")
+                self._close(run, context, "FAILED")
         if reason is not None:
             run.run_id, run.client = None, None
             context.log.warning(
@@ -160,6 +164,9 @@ class MlflowTracking:
             "dagster_asset_key": asset_key,
             "dagster_run": dagster_run_url(context.run.run_id),
         }
+        # Should this process be killed, whoever looks after lost runs knows where to close this one.
+        open_tags = {TRACKING_TAG: TRACKING_OPEN, TRACKING_URI_TAG: self.tracking_uri}
+        context.instance.add_run_tags(context.run.run_id, open_tags)
         # A retry of the step continues the run of its first attempt.
         entity = earlier[0] if earlier else client.create_run(experiment_id, tags=tags, run_name=name)
         run.run_id, run.client = entity.info.run_id, client
@@ -177,16 +184,23 @@ class MlflowTracking:
             warnings.simplefilter("ignore", dg.BetaWarning)
             opened.enter_context(resource(self._init_context.replace_config(settings)))
 
-    def _close(self, run: TrackedRun, status: str) -> None:
+    def _close(self, run: TrackedRun, context: dg.AssetExecutionContext, status: str) -> None:
         if run.run_id is None or run.client is None:
             return
         import mlflow
+
+        run_id = context.run.run_id
 
         with interrupts_held():
             try:
                 mlflow.end_run(status)
                 # The fluent call does nothing when the active run is not ours any more.
                 run.client.set_terminated(run.run_id, status)
+                # Other steps of the same Dagster run may be at work.
+                experiment = run.client.get_run(run.run_id).info.experiment_id
+                same = f"tags.dagster_run_id = '{run_id}' and attributes.status = 'RUNNING'"
+                if not run.client.search_runs([experiment], same, max_results=1):
+                    context.instance.add_run_tags(run_id, {TRACKING_TAG: TRACKING_CLOSED})
             except Exception as error:  # the asset's own ending counts, not the store's
                 run.log.warning(f"MLflow did not record the ending {status}: {error}")
 

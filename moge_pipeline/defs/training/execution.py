@@ -29,6 +29,7 @@ from moge_pipeline.defs.errors import mendable_errors
 from moge_pipeline.defs.resources.launchers import Launcher, LaunchResources, LaunchResult
 from moge_pipeline.defs.resources.launchers.settings import read_launcher_settings
 from moge_pipeline.defs.resources.tracking import MlflowTracking, TrackedRun, TrainingInterruptedError
+from moge_pipeline.defs.runs.worker import begin_step
 from moge_pipeline.defs.training.pictures import training_pictures
 from moge_pipeline.defs.training.run_config import LaunchConfig
 from moge_pipeline.training_process import ENDING
@@ -74,6 +75,7 @@ def run_training(
         dg.Failure: the training cannot start (told before any process is launched), or it ended before its last step.
         dg.RetryRequested: it ended before its last step and goes on in a retry.
     """
+    begin_step()
     asset_name = context.asset_key.path[-1]
     with mendable_errors():
         flags = _merged(config.run, launch.flags())

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import dagster as dg
 
-from moge_pipeline.accelerate_command import is_accelerate, patience
+from moge_pipeline.accelerate_command import ACCELERATE, patience
 from moge_pipeline.defs.resources.launchers.pipes import pipes_session, reported
 from moge_pipeline.defs.resources.launchers.protocol import LaunchResources, LaunchResult
 from moge_pipeline.process_tree import ProcessTree, interrupts_held
@@ -31,8 +31,13 @@ class LocalLauncher:
         """See `Launcher.run`."""
         grace_s, timed_out = resources.terminate_grace_s, False
         with pipes_session(context) as session:
-            surroundings = {**patience(grace_s), **os.environ}
-            tree = ProcessTree(argv, {**surroundings, **env, **session.get_bootstrap_env_vars()}, resources.cwd)
+            tree = ProcessTree(
+                argv,
+                {**patience(grace_s), **os.environ, **env, **session.get_bootstrap_env_vars()},
+                resources.cwd,
+                grace_s=grace_s,
+                spared=ACCELERATE,
+            )
             try:
                 exit_code = tree.wait(resources.max_runtime_s)
             except subprocess.TimeoutExpired:
@@ -51,5 +56,5 @@ class LocalLauncher:
 
     def _end(self, context: dg.AssetExecutionContext, tree: ProcessTree, grace_s: float) -> None:
         context.log.info(f"Asking the training to save and end; it has {grace_s:g} s.")
-        if not tree.terminate(grace_s, spare=is_accelerate):
+        if not tree.terminate(grace_s):
             context.log.warning(f"Killed what was still running after {grace_s:g} s.")
