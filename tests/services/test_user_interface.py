@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import chromium
 import dagster as dg
 import pytest
 from chromium import CTRL
-from shop import alive, instance_of, open_shop
+from shop import alive, instance_of, open_shop, succeed
 from user_interface import UserInterface, open_user_interface
 
-from moge_core.datasets import index_dataset
 from moge_core.training import Workspace
 
 pytestmark = [
@@ -38,8 +36,10 @@ ops:
 
 
 @pytest.fixture
-def ui(tmp_path: Path) -> Iterator[UserInterface]:
-    with open_user_interface(open_shop(tmp_path / "shop"), tmp_path / "browser") as opened:
+def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UserInterface]:
+    # A short path: pages show it.
+    shop = open_shop(tmp_path_factory.mktemp("moge"))
+    with open_user_interface(shop, tmp_path_factory.mktemp("browser")) as opened:
         yield opened
 
 
@@ -94,7 +94,8 @@ def test_a_dataset_is_followed_from_the_lineage_graph_to_its_thumbnail_and_its_c
 
 def test_a_training_is_launched_with_changed_flags_watched_and_terminated(ui: UserInterface) -> None:
     page = ui.page
-    index_dataset(ui.project.root / "data" / "sample")
+    # The command line and the user interface have one history.
+    succeed(ui.project, "index/sample")
     ui.open("/assets/train_sample")
     page.click("button:has([aria-label=arrow_drop_down])", "")
     page.click("*", "Open launchpad")

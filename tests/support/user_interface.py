@@ -22,7 +22,6 @@ from shop import environment
 from moge_pipeline.process_tree import ProcessTree
 
 HOST = "127.0.0.1"
-WIDTH, HEIGHT = 1280, 800
 
 
 class UserInterface:
@@ -43,7 +42,7 @@ class UserInterface:
         self._url = url
         self._log_path = log_path
 
-    def open(self, path: str, width: int = WIDTH, height: int = HEIGHT) -> None:
+    def open(self, path: str, width: int = 1280, height: int = 800) -> None:
         """Go to an address below that of `dagster dev`."""
         self.page.open(self._url + path, width, height)
 
@@ -57,16 +56,15 @@ class UserInterface:
         return self._log_path.read_text(errors="replace")
 
     def picture(self, name: str) -> None:
-        """Keep what is seen as `ui-<name>.png`, at most `WIDTH` pixels wide and in few colours, for documentation."""
+        """Keep what is seen as `ui-<name>.png`, in few colours, for documentation."""
         folder = os.environ.get("MOGE_SCREENSHOTS")
         if folder is None:
             return
         self.page.settle(1)
         image = Image.open(io.BytesIO(self.page.screenshot())).convert("RGB")
-        if image.width > WIDTH:
-            image = image.resize((WIDTH, round(image.height * WIDTH / image.width)), Image.Resampling.LANCZOS)
         Path(folder).mkdir(parents=True, exist_ok=True)
-        image.quantize(128, dither=Image.Dither.NONE).save(Path(folder) / f"ui-{name}.png", optimize=True)
+        small = image.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        small.save(Path(folder) / f"ui-{name}.png", optimize=True)
 
 
 @contextlib.contextmanager
