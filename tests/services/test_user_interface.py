@@ -97,6 +97,7 @@ def test_a_training_is_launched_with_changed_flags_watched_and_terminated(ui: Us
     # The command line and the user interface have one history.
     succeed(ui.project, "index/sample")
     ui.open("/assets/train_sample")
+    page.click("button", "Hide navigation")
     page.click("button:has([aria-label=arrow_drop_down])", "")
     page.click("*", "Open launchpad")
     page.click(f"{DIALOG} .CodeMirror", re.compile("terminate_grace_s"))
@@ -162,6 +163,7 @@ def open_lineage_graph(ui: UserInterface) -> None:
     ui.page.wait_for("foreignObject", re.compile("^quality"))
     # The browser remembers both: they are needed the first time only.
     if ui.page.shows("button", "Hide navigation"):
+        # Without the text, which that of the navigation has.
         ui.page.click("button:has([aria-label=settings])", "")
         ui.page.click("*", re.compile("^Expand all groups"))
         ui.page.press("Escape")

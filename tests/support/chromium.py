@@ -1,7 +1,7 @@
 """Chromium without a window, driven over its DevTools protocol: opens a page, hears all it says, acts as a user.
 
-What a person points at is named by a CSS selector and, where given, by the text it shows: a string is all of the text, a
-pattern is found in it. Actions wait until that is there, in sight, at rest and not covered by anything else.
+What a person points at is named by a CSS selector and, where given, by the text it shows: a string is all of the text,
+a pattern is found in it. Actions wait until that is there, in sight, at rest and not covered by anything else.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ _NO_WEBGL = ("--disable-gpu", "--disable-3d-apis")
 # Seconds that a page gets to show something; servers on busy machines are slow.
 PATIENCE_S = 90.0
 
-CTRL, SHIFT = 2, 8
-_KEY_CODES = {"Enter": 13, "Escape": 27, "Tab": 9, "a": 65}
+# Modifier of `press`, and the keys that it knows.
+CTRL = 2
+_KEY_CODES = {"Enter": 13, "Escape": 27, "a": 65}
 
 # The innermost visible elements that match a selector and show a text.
 _FIND = """((selector, text, flags) => {
@@ -125,10 +126,6 @@ class Page:
         """Whether such an element is visible now."""
         return bool(self.evaluate(f"{self.find(selector, text)}.length > 0"))
 
-    def text_of(self, selector: str = "body") -> str:
-        """All text that an element shows."""
-        return str(self.evaluate(f"document.querySelector({json.dumps(selector)}).innerText"))
-
     def wait_for(self, selector: str, text: Text = None, *, patience_s: float = PATIENCE_S) -> None:
         """Wait until such an element is visible."""
         self.wait_until(f"{self.find(selector, text)}.length > 0", _named(selector, text), patience_s=patience_s)
@@ -153,11 +150,11 @@ class Page:
                 raise TimeoutError(told)
             time.sleep(0.25)
 
-    def click(self, selector: str, text: Text = None, *, modifiers: int = 0) -> None:
-        """Click into the middle of an element, while the keys of `modifiers` (CTRL, SHIFT) are held."""
+    def click(self, selector: str, text: Text = None) -> None:
+        """Click into the middle of an element."""
         x, y = self._point_at(selector, text)
-        self._mouse("mousePressed", x, y, 1, modifiers)
-        self._mouse("mouseReleased", x, y, 0, modifiers)
+        self._mouse("mousePressed", x, y, 1)
+        self._mouse("mouseReleased", x, y, 0)
         self.settle()
 
     def hover(self, selector: str, text: Text = None) -> None:
@@ -246,10 +243,9 @@ class Page:
         console = [complaint[:200] for complaint in self.complaints[-5:]]
         return f"Picture: {file.name}\nAddress: {url}\nText: {shown}\nConsole: {console}"
 
-    def _mouse(self, kind: str, x: float, y: float, buttons: int, modifiers: int = 0) -> None:
+    def _mouse(self, kind: str, x: float, y: float, buttons: int) -> None:
         button = "none" if kind == "mouseMoved" and not buttons else "left"
-        keys = {"button": button, "buttons": buttons, "modifiers": modifiers, "clickCount": 1}
-        self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, **keys)
+        self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button=button, buttons=buttons, clickCount=1)
 
     def _receive(self, deadline: float) -> dict[str, Any]:
         message: dict[str, Any] = json.loads(self._connection.recv(timeout=max(0.1, deadline - time.monotonic())))
