@@ -1,4 +1,8 @@
-"""Chromium without a window, driven over its DevTools protocol: opens a page, hears all it says, acts as a user."""
+"""Chromium without a window, driven over its DevTools protocol: opens a page, hears all it says, acts as a user.
+
+What a person points at is named by a CSS selector and, where given, by the text it shows: a string is all of the text,
+a pattern is found in it. Actions wait until that is there, in sight, at rest and not covered by anything else.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,10 @@ import base64
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -21,6 +27,41 @@ EXECUTABLE = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"
 # Pictures are drawn by the CPU: machines that run tests have no graphics card.
 _SOFTWARE_WEBGL = ("--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
 _NO_WEBGL = ("--disable-gpu", "--disable-3d-apis")
+
+# Seconds that a page gets to show something; servers on busy machines are slow.
+PATIENCE_S = 90.0
+
+# Modifier of `press`, and the keys that it knows.
+CTRL = 2
+_KEY_CODES = {"Enter": 13, "Escape": 27, "a": 65}
+
+# The innermost visible elements that match a selector and show a text.
+_FIND = """((selector, text, flags) => {
+  const shown = (e) => (e.innerText ?? e.textContent).replace(/\\s+/g, ' ').trim();
+  const fits = (e) => text === null || (flags === null ? shown(e) === text : new RegExp(text, flags).test(shown(e)));
+  const found = [...document.querySelectorAll(selector)].filter((e) => e.checkVisibility() && fits(e));
+  return found.filter((e) => !found.some((other) => other !== e && e.contains(other)));
+})"""
+# Where the first of them can be clicked: null while it is absent, disabled, moving or covered.
+_AIM = """(async (found) => {
+  const e = found[0];
+  if (!e || e.disabled || e.getAttribute('aria-disabled') === 'true') return null;
+  e.scrollIntoViewIfNeeded();
+  const middle = () => { const r = e.getBoundingClientRect(); return [r.left + r.width / 2, r.top + r.height / 2]; };
+  const before = middle();
+  await new Promise((done) => setTimeout(() => requestAnimationFrame(done), 150));
+  const now = middle();
+  const hit = document.elementFromPoint(now[0], now[1]);
+  return e.isConnected && hit && e.contains(hit) && before[0] === now[0] && before[1] === now[1] ? now : null;
+})"""
+
+
+Text = str | re.Pattern[str] | None
+
+
+def _named(selector: str, text: Text) -> str:
+    shown = text.pattern if isinstance(text, re.Pattern) else text
+    return f"`{selector}`" + (f" that shows {shown!r}" if shown is not None else "")
 
 
 class Page:
@@ -41,9 +82,9 @@ class Page:
             self.send(f"{domain}.enable")
 
     def open(
-        self, path: Path, width: int = 1280, height: int = 900, *, phone: bool = False, dark: bool = False
+        self, page: Path | str, width: int = 1280, height: int = 900, *, phone: bool = False, dark: bool = False
     ) -> None:
-        """Open a file and wait until it is loaded and drawn."""
+        """Open a file or a URL and wait until it is loaded and drawn."""
         self.send(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -57,7 +98,7 @@ class Page:
         self.complaints.clear()
         self.requests.clear()
         self._is_loaded = False
-        self.send("Page.navigate", url=path.as_uri())
+        self.send("Page.navigate", url=page.as_uri() if isinstance(page, Path) else page)
         deadline = time.monotonic() + 60
         while not self._is_loaded:
             self._take(self._receive(deadline))
@@ -74,6 +115,67 @@ class Page:
         """Let frames be drawn and messages arrive."""
         milliseconds = int(1000 * seconds)
         self.evaluate(f"new Promise((done) => setTimeout(() => requestAnimationFrame(done), {milliseconds}))")
+
+    def find(self, selector: str, text: Text = None) -> str:
+        """JavaScript of the array of visible elements that match `selector` and show `text`."""
+        flags = None if not isinstance(text, re.Pattern) else "i" if text.flags & re.IGNORECASE else ""
+        words = text.pattern if isinstance(text, re.Pattern) else text
+        return f"{_FIND}({json.dumps(selector)}, {json.dumps(words)}, {json.dumps(flags)})"
+
+    def shows(self, selector: str, text: Text = None) -> bool:
+        """Whether such an element is visible now."""
+        return bool(self.evaluate(f"{self.find(selector, text)}.length > 0"))
+
+    def wait_for(self, selector: str, text: Text = None, *, patience_s: float = PATIENCE_S) -> None:
+        """Wait until such an element is visible."""
+        self.wait_until(f"{self.find(selector, text)}.length > 0", _named(selector, text), patience_s=patience_s)
+
+    def wait_until(self, expression: str, what: str, *, patience_s: float = PATIENCE_S) -> Any:
+        """Wait until a JavaScript expression is true, and return its value.
+
+        Raises:
+            TimeoutError: it did not become true; tells what was waited for, and what the page shows instead.
+        """
+        deadline = time.monotonic() + patience_s
+        while True:
+            try:
+                if value := self.evaluate(expression):
+                    return value
+                answer = "no error"
+            except RuntimeError as error:
+                # A page that is just being replaced by another one answers with errors.
+                answer = str(error)
+            if time.monotonic() > deadline:
+                told = f"In {patience_s:.0f} s the page did not come to: {what} ({answer}). {self._state()}"
+                raise TimeoutError(told)
+            time.sleep(0.25)
+
+    def click(self, selector: str, text: Text = None) -> None:
+        """Click into the middle of an element."""
+        x, y = self._point_at(selector, text)
+        self._mouse("mousePressed", x, y, 1)
+        self._mouse("mouseReleased", x, y, 0)
+        self.settle()
+
+    def hover(self, selector: str, text: Text = None) -> None:
+        """Move the mouse over an element."""
+        self._point_at(selector, text)
+        self.settle()
+
+    def press(self, key: str, modifiers: int = 0) -> None:
+        """Press and release a key, such as Enter or Escape."""
+        code = _KEY_CODES[key]
+        text = {"text": "\r"} if key == "Enter" else {}
+        names = {"key": key, "code": f"Key{key.upper()}" if len(key) == 1 else key, "modifiers": modifiers}
+        commands = {"commands": ["selectAll"]} if (key, modifiers) == ("a", CTRL) else {}
+        self.send("Input.dispatchKeyEvent", type="keyDown", windowsVirtualKeyCode=code, **names, **text, **commands)
+        self.send("Input.dispatchKeyEvent", type="keyUp", windowsVirtualKeyCode=code, **names)
+        self.settle()
+
+    def type_text(self, text: str) -> None:
+        """Enter text where the cursor is."""
+        self.send("Input.insertText", text=text)
+        self.settle()
 
     def drag(self, selector: str, by: tuple[int, int]) -> None:
         """Drag from the middle of an element with the mouse."""
@@ -93,14 +195,6 @@ class Page:
             point = {"x": x + by[0] * step / 5, "y": y + by[1] * step / 5}
             self.send("Input.dispatchTouchEvent", type="touchMove", touchPoints=[point])
         self.send("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
-        self.settle()
-
-    def click(self, selector: str) -> None:
-        """Click into the middle of an element."""
-        x, y = self._middle(selector)
-        self._mouse("mouseMoved", x, y, 0)
-        self._mouse("mousePressed", x, y, 1)
-        self._mouse("mouseReleased", x, y, 0)
         self.settle()
 
     def screenshot(self, *, whole: bool = False) -> bytes:
@@ -128,6 +222,26 @@ class Page:
             " const r = e.getBoundingClientRect(); return [r.left + r.width / 2, r.top + r.height / 2]; })()"
         )
         return box[0], box[1]
+
+    def _point_at(self, selector: str, text: Text) -> tuple[float, float]:
+        """Move the mouse to where an element is, which may itself make the page move, until it is found there still."""
+        expression = f"{_AIM}({self.find(selector, text)})"
+        what = f"{_named(selector, text)}, ready for the mouse"
+        x, y = self.wait_until(expression, what)
+        for _ in range(20):
+            self._mouse("mouseMoved", x, y, 0)
+            before, (x, y) = (x, y), self.wait_until(expression, what)
+            if before == (x, y):
+                return x, y
+        raise TimeoutError(f"`{what}` does not stop moving. {self._state()}")
+
+    def _state(self) -> str:
+        with tempfile.NamedTemporaryFile("wb", prefix="page-", suffix=".png", delete=False) as file:
+            file.write(self.screenshot())
+        url, text = self.evaluate("[location.href, document.body.innerText]")
+        shown = re.sub(r"\s+", " ", text)[:3000]
+        console = [complaint[:200] for complaint in self.complaints[-5:]]
+        return f"Picture: {file.name}\nAddress: {url}\nText: {shown}\nConsole: {console}"
 
     def _mouse(self, kind: str, x: float, y: float, buttons: int) -> None:
         button = "none" if kind == "mouseMoved" and not buttons else "left"
