@@ -18,8 +18,8 @@ from dagster._core.test_utils import create_run_for_test
 from moge_core.training import RunStatus, Workspace
 from moge_pipeline.defs.resources import tracking
 from moge_pipeline.defs.resources.tracking import TRACKING_CLOSED, TRACKING_OPEN, TRACKING_TAG, TRACKING_URI_TAG
-from moge_pipeline.defs.runs.endings import close_runs
 from moge_pipeline.defs.runs import lost, worker
+from moge_pipeline.defs.runs.endings import close_runs
 from moge_pipeline.defs.runs.lost import LostRun, Outcome, end_unwanted_processes, reap_lost_runs
 from moge_pipeline.defs.runs.sensors import lost_runs
 from moge_pipeline.defs.runs.worker import Presence, Worker, marked_children, run_mark
