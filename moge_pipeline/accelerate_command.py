@@ -13,6 +13,7 @@ import psutil
 
 from moge_core.datasets.parallel import num_cores
 from moge_core.training import RunFlags, Workspace
+from moge_core.training.mlflow_tracking import GRACE_VARIABLE
 
 ACCELERATE = "accelerate.commands.launch"
 """`accelerate launch` ends with its trainers; asked to end, it would give them 30 s only."""
@@ -94,8 +95,11 @@ def has_gpu() -> bool:
 
 
 def patience(grace_s: float) -> dict[str, str]:
-    """Environment in which torchrun waits `grace_s` seconds for its workers: its own 30 s may end a large save."""
-    return {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(math.ceil(grace_s))}
+    """Environment in which a training knows the `grace_s` seconds that it has to end once it is asked to.
+
+    torchrun waits so long for its workers: its own 30 s may end a large save.
+    """
+    return {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(math.ceil(grace_s)), GRACE_VARIABLE: f"{grace_s:g}"}
 
 
 def is_accelerate(process: psutil.Process) -> bool:

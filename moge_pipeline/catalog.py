@@ -24,6 +24,15 @@ class DatasetVariant:
     depth: str
 
 
+@dataclass(frozen=True)
+class DatasetUse:
+    """What a configuration takes the data of a list for: which label type, and how many metres a unit of depth is."""
+
+    variant: DatasetVariant
+    label_type: str
+    depth_unit: float | None
+
+
 @dataclass
 class DatasetEntry:
     """One dataset: the same name and the same resolved path, in however many configurations."""
@@ -33,6 +42,7 @@ class DatasetEntry:
     path: Path
     named_in: Path
     variants: list[DatasetVariant] = field(default_factory=list)
+    uses: list[DatasetUse] = field(default_factory=list)
     used_by: list[str] = field(default_factory=list)
 
 
@@ -205,11 +215,14 @@ def _register_datasets(asset_name: str, source: Path, config: TrainConfig, catal
                 found=path,
                 fix="Give one of the two datasets another name, or both the same path.",
             )
-        entries.append((entry, DatasetVariant(dataset.index, dataset.depth)))
-    for entry, variant in entries:
+        variant = DatasetVariant(dataset.index, dataset.depth)
+        entries.append((entry, DatasetUse(variant, dataset.label_type, dataset.depth_unit)))
+    for entry, use in entries:
         catalog.datasets[entry.slug] = entry
-        if variant not in entry.variants:
-            entry.variants.append(variant)
+        if use.variant not in entry.variants:
+            entry.variants.append(use.variant)
+        if use not in entry.uses:
+            entry.uses.append(use)
         entry.used_by.append(asset_name)
     return [entry.slug for entry, _ in entries]
 

@@ -98,7 +98,15 @@ def plan(
     dagster = Service("dagster", dagster_argv, dagster_port)
     reports_argv = [sys.executable, "-m", "moge_pipeline.report_server", "--host", HOST, "--port", str(reports_port)]
     reports = Service("reports", reports_argv, reports_port)
-    shared = {"MOGE_REPORTS_UI": reports.url, **env, "MLFLOW_TRACKING_URI": store, "MOGE_DAGSTER_UI": dagster.url}
+    # The history is where `dagster.yaml` says, with and without this variable; without it Dagster says otherwise.
+    home = {"DAGSTER_HOME": str(root)} if (root / "dagster.yaml").is_file() else {}
+    shared = {
+        "MOGE_REPORTS_UI": reports.url,
+        **home,
+        **env,
+        "MLFLOW_TRACKING_URI": store,
+        "MOGE_DAGSTER_UI": dagster.url,
+    }
     if urlparse(store).scheme in ("http", "https"):
         return [reports, dagster], {**shared, "MOGE_MLFLOW_UI": store.rstrip("/")}
     # Artifacts are not served by proxy: then trainings read and write them with and without this server.

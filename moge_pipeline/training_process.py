@@ -39,9 +39,7 @@ class PipesObserver:
         self._metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
         if time.monotonic() - self._last_log >= SECONDS_BETWEEN_LOGS:
             self._last_log = time.monotonic()
-            self._pipes.log.info(
-                f"Step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in self._metrics.items())
-            )
+            self._pipes.log.info(f"Step {step}: {_short(self._metrics)}")
 
     def on_system(self, step: int, figures: Mapping[str, float]) -> None:
         """Speed and memory are in the workspace and in MLflow."""
@@ -66,6 +64,16 @@ class PipesObserver:
                 name.replace(".", "/"): {"raw_value": value, "type": "float"} for name, value in self._metrics.items()
             }
             self._pipes.report_asset_materialization(metadata=metrics)
+
+
+def _short(metrics: Mapping[str, float]) -> str:
+    """What a person follows a training by: the loss and its terms, scores, and what was skipped if anything was."""
+    told = {
+        name: value
+        for name, value in metrics.items()
+        if not name.startswith("dataset.") and (value or not name.startswith("skipped_"))
+    }
+    return ", ".join(f"{name} {value:.4g}" for name, value in told.items())
 
 
 def going_on(argv: Sequence[str]) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import math
 import os
 import re
 import threading
@@ -26,6 +27,9 @@ from moge_core.training.workspace import RunStatus, Workspace, write_json
 logger = logging.getLogger(__name__)
 
 EXPERIMENT = "moge"
+GRACE_VARIABLE = "MOGE_TERMINATE_GRACE_S"
+"""Environment variable in which a launcher says how long a training that is asked to end has to do so."""
+
 _MOST_METRICS, _MOST_PARAMS, _LONGEST_PARAM = 1000, 100, 6000
 _LONGEST_PAUSE_S = 60.0
 _MOST_FAILURES = 5
@@ -245,12 +249,18 @@ class MLflowTracker:
             self._add("picture", functools.partial(self._sender.send_file, picture, place))
 
     def on_end(self, status: RunStatus) -> None:
-        """Send what is left, as long as that takes no more than `flush_s` seconds."""
+        """Send what is left, as long as that takes no more than `flush_s` seconds.
+
+        A training that was asked to end takes a quarter of the time that it is given: it must not be killed over this.
+        """
         self._add("ending", lambda: self._sender.finish(status))
         with self._changed:
             self._ending = True
             self._changed.notify()
-        self._thread.join(self.flush_s)
+        seconds = self.flush_s
+        if status.state == "interrupted":
+            seconds = min(seconds, _grace_s() / 4)
+        self._thread.join(seconds)
         if self._thread.is_alive():
             self._given_up = True
             logger.warning(
@@ -354,6 +364,14 @@ def known_run(workspace: Workspace) -> tuple[str | None, str | None]:
     known = _read_tracking(workspace)
     uri, run_id = known.get("uri"), known.get("run_id")
     return (uri, run_id) if isinstance(uri, str) and isinstance(run_id, str) else (None, None)
+
+
+def _grace_s() -> float:
+    """Seconds that this process has to end once it is asked to, as its launcher says."""
+    try:
+        return float(os.environ.get(GRACE_VARIABLE, "inf"))
+    except ValueError:
+        return math.inf
 
 
 def _read_tracking(workspace: Workspace) -> dict[str, Any]:

@@ -102,6 +102,16 @@ def test_a_broken_instance_that_is_left_out_is_told_and_does_not_block(project: 
     assert checks["depth_decodable"].description == "1 in instances left out"
 
 
+def test_an_index_is_judged_by_what_configurations_take_it_for(project: Project, scenes: Path) -> None:
+    dataset = {"name": "sample", "path": "data/sample", "label_type": "synthetic"}
+    project.train("sample", [{**dataset, "depth_unit": 1.0}])
+    assert checks_of(project.materialize("index/sample"))["depth_plausible"].passed
+    project.train("other", [{**dataset, "depth_unit": 0.000001}])
+    check = checks_of(project.materialize("index/sample"))["depth_plausible"]
+    assert not check.passed and check.severity == dg.AssetCheckSeverity.WARN
+    assert "unit-plausible" in str(check.metadata["findings"].value)
+
+
 def test_each_list_that_configurations_read_is_indexed(project: Project, scenes: Path) -> None:
     project.train("split", [{"name": "sample", "path": "data/sample", "index": ".train.txt"}])
     (scenes / ".train.txt").write_text(instances_of(scenes)[0] + "\n")

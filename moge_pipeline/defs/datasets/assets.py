@@ -8,7 +8,7 @@ import dagster as dg
 from moge_core.errors import MoGeError
 from moge_pipeline.catalog import Catalog, DatasetEntry
 from moge_pipeline.defs.conditions import OBSERVE_CRON, on_new_data
-from moge_pipeline.defs.datasets.checks import check_results, findings_table, index_check_specs
+from moge_pipeline.defs.datasets.checks import as_used, check_results, findings_table, index_check_specs
 from moge_pipeline.defs.datasets.drift import STATISTICS, drift_check_specs, drift_results, former_statistics
 from moge_pipeline.defs.errors import mendable_errors
 from moge_pipeline.defs.references import beta_features, code_references, owners_of_dataset
@@ -91,7 +91,8 @@ def index_asset(entry: DatasetEntry, catalog: Catalog) -> dg.AssetsDefinition:
             with mendable_errors():
                 report = index_dataset(entry.path, index_name=variant.index, depth_name=variant.depth)
             context.log.info(f"{report.index_path}: {len(report.instances)} of {report.num_scanned} instances")
-            reports.append(report)
+            with mendable_errors():
+                reports.append(as_used(report, entry, variant))
         with mendable_errors():
             statistics = depth_statistics(entry.path, entry.variants[0].index, entry.variants[0].depth)
         findings = [finding for report in reports for finding in report.findings]

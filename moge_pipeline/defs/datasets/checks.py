@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import dagster as dg
+
+from moge_pipeline.catalog import DatasetEntry, DatasetVariant
 
 if TYPE_CHECKING:
     from moge_core.datasets import Finding, IndexReport
@@ -85,6 +88,29 @@ def index_check_specs(index_key: dg.AssetKey) -> list[dg.AssetCheckSpec]:
         dg.AssetCheckSpec(name, asset=index_key, blocking=True, description=promise)
         for name, (promise, _) in CHECKS.items()
     ]
+
+
+def as_used(report: IndexReport, entry: DatasetEntry, variant: DatasetVariant) -> IndexReport:
+    """`report` with the findings that depend on a label type or unit judged by the configurations that use the list.
+
+    Raises:
+        MoGeError: the dataset cannot be read.
+    """
+    from moge_core.datasets import check_listed
+    from moge_core.datasets.validation.usage import RULES_OF_USE
+
+    uses = [use for use in entry.uses if use.variant == variant]
+    findings = [finding for finding in report.findings if finding.rule not in RULES_OF_USE]
+    for use in uses:
+        listed = check_listed(
+            entry.path,
+            index_name=variant.index,
+            depth_name=variant.depth,
+            label_type=use.label_type,
+            depth_unit=use.depth_unit,
+        )
+        findings += [each for each in listed.findings if each.rule in RULES_OF_USE and each not in findings]
+    return replace(report, findings=findings) if uses else report
 
 
 def check_results(reports: Sequence[IndexReport]) -> list[dg.AssetCheckResult]:
