@@ -29,6 +29,7 @@ from moge_pipeline.process_tree import MARK
 logger = logging.getLogger(__name__)
 
 LAUNCH_TAG = "moge/launch"
+"""Tag of a run: what it has on a cluster, as JSON. Empty where the run has that of its parent only."""
 SECONDS_TO_OBEY = 15.0
 """How long a worker has to end by itself, once its run is over or cancelled."""
 SECONDS_UNTIL_SETTLED = 3600.0
@@ -117,7 +118,7 @@ def _end(
     if processes_of(run.run_id):
         return Outcome.ENDING
     record = run.tags.get(LAUNCH_TAG)
-    if record is not None:
+    if record:
         try:
             end_launch(json.loads(record))
         except Exception as error:  # a cluster that does not answer is asked again
