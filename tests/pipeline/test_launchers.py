@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from moge_pipeline.defs.resources.launchers import LaunchResources, LocalLauncher
-from moge_pipeline.process_tree import ProcessTree, interrupts_held
+from moge_pipeline.process_tree import ProcessTree, interrupts_held, marked
 
 # A launcher that dies of SIGTERM at once, and a child in a session of its own that its death would orphan, as
 # accelerate and torchrun have them. The child says when it listens, and what it did when asked to end.
@@ -122,6 +122,66 @@ def test_a_killed_parent_takes_its_command_along(tmp_path: Path) -> None:
     wait_for(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
 
 
+@pytest.mark.parametrize(("manner", "saves"), [("obeys", True), ("ignores", False)])
+def test_a_killed_parent_takes_the_whole_tree_along_even_what_does_not_obey(
+    tmp_path: Path, manner: str, saves: bool
+) -> None:
+    code = (
+        "import os, sys, pathlib; from moge_pipeline.process_tree import ProcessTree\n"
+        "tree = ProcessTree(sys.argv[2:], os.environ, pathlib.Path.cwd(), grace_s=1, spared=sys.argv[1])\n"
+        "print(tree.mark, flush=True); tree.wait()"
+    )
+    argv = [sys.executable, "-c", code, LAUNCHER, *command(tmp_path, manner)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        mark = parent.stdout.readline().strip()
+        wait_for((tmp_path / "ready").exists)
+        assert len(marked(mark)) == 3, "the guard, the launcher and its child"
+        parent.kill()
+    wait_for(lambda: not marked(mark))
+    assert (tmp_path / "asked").exists()
+    assert (tmp_path / "saved").exists() == saves
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals the death of a parent")
+def test_a_killed_guard_takes_its_command_along(trees: list[ProcessTree], tmp_path: Path) -> None:
+    child = [sys.executable, "-c", CHILD, str(tmp_path), "obeys"]
+    tree = ProcessTree(child, os.environ, tmp_path, grace_s=20)
+    trees.append(tree)
+    wait_for((tmp_path / "ready").exists)
+    tree.process.kill()
+    wait_for((tmp_path / "saved").exists)
+    wait_for(lambda: not tree.members())
+
+
+@pytest.mark.parametrize("grace_s", [None, 5.0])
+@pytest.mark.parametrize(("code", "expected"), [("raise SystemExit(7)", 7), ("import os; os.kill(os.getpid(), 9)", -9)])
+def test_a_tree_tells_the_exit_code_of_its_command(
+    trees: list[ProcessTree], tmp_path: Path, grace_s: float | None, code: str, expected: int
+) -> None:
+    tree = ProcessTree([sys.executable, "-c", code], os.environ, tmp_path, grace_s=grace_s)
+    trees.append(tree)
+    assert tree.wait(20) == expected
+
+
+def test_a_process_that_is_started_while_the_tree_ends_is_asked_to_end_too(
+    trees: list[ProcessTree], tmp_path: Path
+) -> None:
+    # As a launcher that is still importing when its run is cancelled.
+    late = (
+        "import pathlib, subprocess, sys, time; marks = pathlib.Path(sys.argv[2]); (marks / 'begun').touch()\n"
+        "while not (marks / 'go').exists(): time.sleep(0.05)\n"
+        "sys.exit(subprocess.Popen([sys.executable, '-c', *sys.argv[1:]]).wait())"
+    )
+    argv = [sys.executable, "-c", late, CHILD, str(tmp_path), "obeys"]
+    tree = ProcessTree(argv, os.environ, tmp_path, grace_s=30, spared=late)
+    trees.append(tree)
+    wait_for((tmp_path / "begun").exists)
+    go = subprocess.Popen(["sh", "-c", f"sleep 1; touch {tmp_path}/go"])
+    assert tree.terminate(30)
+    go.wait()
+
+
 def test_interrupts_are_held_and_then_work_again() -> None:
     with interrupts_held():
         os.kill(os.getpid(), signal.SIGINT)
@@ -159,6 +219,20 @@ def test_an_interrupted_step_ends_its_command_before_it_ends_itself(
     assert (tmp_path / "saved").exists() == saves
     left = [process for process in psutil.process_iter() if str(tmp_path) in " ".join(_cmdline(process))]
     assert left == []
+
+
+def test_a_command_whose_time_is_up_saves_and_ends(tmp_path: Path) -> None:
+    results = []
+
+    @dg.asset
+    def launched(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[Any]]:
+        resources = LaunchResources(tmp_path, tmp_path, terminate_grace_s=20, max_runtime_s=6)
+        results.append(LocalLauncher().run(context, command(tmp_path, "obeys"), {}, resources))
+        yield dg.MaterializeResult()
+
+    dg.materialize([launched])
+    assert results[0].timed_out
+    assert (tmp_path / "saved").exists()
 
 
 def test_the_exit_code_and_what_the_command_reports_come_back(tmp_path: Path) -> None:

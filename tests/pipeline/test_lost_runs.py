@@ -83,9 +83,9 @@ def a_run(
     status: dg.DagsterRunStatus = STARTED,
     tags: Mapping[str, str] | None = None,
 ) -> dg.DagsterRun:
-    return create_run_for_test(
-        instance, "train_sample_job", status=status, tags={**(known.tags if known else {}), **(tags or {})}
-    )
+    run = create_run_for_test(instance, "train_sample_job", status=status, tags=dict(tags or {}))
+    instance.add_run_tags(run.run_id, known.tags(run.run_id) if known else {})
+    return run
 
 
 def status_of(instance: dg.DagsterInstance, run: dg.DagsterRun) -> dg.DagsterRunStatus:
@@ -175,6 +175,13 @@ def test_a_run_that_is_just_being_launched_or_names_no_worker_is_left_alone(
     run = a_run(instance, None, status, tags)
     assert reap_lost_runs(instance) == []
     assert status_of(instance, run) is status
+
+
+def test_a_run_that_is_executed_again_is_not_taken_for_its_parent(instance: dg.DagsterInstance, gone: Worker) -> None:
+    parent = a_run(instance, gone, FAILURE)
+    again = a_run(instance, None, dg.DagsterRunStatus.STARTING, gone.tags(parent.run_id))
+    assert reap_lost_runs(instance) == []
+    assert status_of(instance, again) is dg.DagsterRunStatus.STARTING
 
 
 def test_a_run_that_has_not_begun_is_left_alone(instance: dg.DagsterInstance, gone: Worker) -> None:

@@ -10,7 +10,7 @@ import dagster as dg
 from dagster import Executor
 from dagster._core.errors import raise_execution_interrupts
 
-from moge_pipeline.defs.runs.lost import Outcome, reap_lost_runs
+from moge_pipeline.defs.runs.lost import LAUNCH_TAG, Outcome, reap_lost_runs
 from moge_pipeline.defs.runs.worker import Worker, marked_children
 
 if TYPE_CHECKING:
@@ -44,7 +44,8 @@ class RunExecutor(Executor):
     def execute(self, plan_context: Any, execution_plan: ExecutionPlan) -> Iterator[Any]:
         """The events of the run."""
         run_id, instance = plan_context.run_id, plan_context.instance
-        instance.add_run_tags(run_id, dict(Worker.here().tags))
+        inherited = {LAUNCH_TAG: ""} if LAUNCH_TAG in plan_context.dagster_run.tags else {}
+        instance.add_run_tags(run_id, {**Worker.here().tags(run_id), **inherited})
         needs_pool = any(step.pool for step in execution_plan.steps)
         deadline = time.monotonic() + (MOST_SECONDS_TO_WAIT if needs_pool else 0)
         while any(lost.outcome is Outcome.ENDING for lost in reap_lost_runs(instance)):

@@ -108,7 +108,7 @@ def _end(
     if processes_of(run.run_id):
         return Outcome.ENDING
     record = run.tags.get(LAUNCH_TAG)
-    if record is not None:
+    if record:
         try:
             end_launch(json.loads(record))
         except Exception as error:  # a cluster that does not answer is asked again

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from enum import Enum
@@ -19,7 +19,7 @@ from moge_pipeline.process_guard import die_with_parent
 from moge_pipeline.process_tree import MARK, marked, with_mark
 
 WORKER_TAG = "moge/worker"
-"""Tag of a run: its worker, as JSON."""
+"""Tag of a run: its worker, and the run itself, as JSON."""
 WORKER_PID = "MOGE_RUN_WORKER"
 """Environment variable by which a step's process knows the run's worker, its parent."""
 
@@ -70,17 +70,19 @@ class Worker:
 
     @classmethod
     def of_run(cls, run: dg.DagsterRun) -> Worker | None:
-        """The worker that a run names; None where it names none."""
-        text = run.tags.get(WORKER_TAG)
+        """The worker that a run names; None where it names none.
+
+        A run that is executed again has the tags of its parent, and the parent's worker is none of its own.
+        """
         try:
-            return cls(**json.loads(text)) if text else None
-        except (TypeError, ValueError):
+            values = json.loads(run.tags.get(WORKER_TAG, "null"))
+            return cls(**values["worker"]) if values["run"] == run.run_id else None
+        except (KeyError, TypeError, ValueError):
             return None
 
-    @property
-    def tags(self) -> Mapping[str, str]:
+    def tags(self, run_id: str) -> dict[str, str]:
         """How a run names this worker."""
-        return {WORKER_TAG: json.dumps(asdict(self))}
+        return {WORKER_TAG: json.dumps({"run": run_id, "worker": asdict(self)})}
 
     def presence(self) -> Presence:
         """Whether the process is there. Only what is known for certain counts: UNKNOWN for all of another machine."""
