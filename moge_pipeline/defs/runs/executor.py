@@ -10,7 +10,8 @@ import dagster as dg
 from dagster import Executor
 from dagster._core.errors import raise_execution_interrupts
 
-from moge_pipeline.defs.runs.lost import LAUNCH_TAG, Outcome, reap_lost_runs
+from moge_pipeline.defs.resources.launchers import LAUNCH_TAG
+from moge_pipeline.defs.runs.lost import Outcome, reap_lost_runs
 from moge_pipeline.defs.runs.worker import Worker, marked_children
 
 if TYPE_CHECKING:
