@@ -77,7 +77,7 @@ def test_a_dataset_is_followed_from_the_lineage_graph_to_its_thumbnail_and_its_c
     assert run_id == second_run
     assert shown in metadata["contact_sheet"]
 
-    evaluations = check_evaluations(ui, first_run)
+    evaluations = check_evaluations(ui, first_run, dg.AssetKey(["index", "sample"]))
     assert len(evaluations) >= 7 and all(evaluations.values())
     ui.open("/assets/index/sample")
     page.click("a", "Checks")
@@ -158,7 +158,7 @@ PICTURE = f"document.querySelector('{DIALOG} img[src^=\"data:image/png\"]')"
 
 def open_lineage_graph(ui: UserInterface) -> None:
     """The graph of all assets, every group open, on a screen wide enough to show the details of nodes."""
-    ui.open("/", 1600, 900)
+    ui.open("/", 2000, 900)
     ui.page.click("a[href='/asset-groups']")
     ui.page.wait_for("foreignObject", re.compile("^quality"))
     # The browser remembers both: they are needed the first time only.
@@ -200,12 +200,12 @@ def latest_materialization(ui: UserInterface, *key: str) -> tuple[str, dict[str,
     return event.run_id, {name: value.value for name, value in event.asset_materialization.metadata.items()}
 
 
-def check_evaluations(ui: UserInterface, run_id: str) -> dict[str, bool]:
+def check_evaluations(ui: UserInterface, run_id: str, key: dg.AssetKey) -> dict[str, bool]:
     with instance_of(ui.project) as instance:
         records = instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION).records
     events = [record.event_log_entry.dagster_event for record in records]
     evaluations = [event.asset_check_evaluation_data for event in events if event is not None]
-    return {evaluation.check_name: evaluation.passed for evaluation in evaluations}
+    return {evaluation.check_name: evaluation.passed for evaluation in evaluations if evaluation.asset_key == key}
 
 
 def training_processes(ui: UserInterface) -> list[str]:
