@@ -1,8 +1,9 @@
 """The orphan matrix: whatever is killed, and however, nothing of a training survives and everything tells the truth.
 
 Each cell begins a training of one or two processes, ends something by a signal or by a request, and then asks: is no
-process left after 15 seconds, does the last checkpoint load, do Dagster and MLflow show how it really ended? Under
-pytest-xdist the cells of the command line spread (`-n 2 --dist loadgroup`), those of `dagster dev` share one.
+process left after 15 seconds, does the last checkpoint load, do Dagster and MLflow show how it really ended?
+
+The cells can be spread (`-n 2` of pytest-xdist): each process has a project and a `dagster dev` of its own.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -33,6 +35,7 @@ from shop import (
     workspaces_of,
 )
 
+from moge_core.datasets import index_dataset
 from moge_core.training import Workspace
 from moge_pipeline.defs.runs.worker import Worker, processes_of, run_mark
 from moge_pipeline.process_tree import MARK, marked
@@ -53,9 +56,7 @@ _names = itertools.count()
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A project whose data is indexed."""
-    shop = open_shop(tmp_path_factory.mktemp("shop"))
-    succeed(shop, "index/sample")
-    return shop
+    return indexed_shop(tmp_path_factory.mktemp("shop"))
 
 
 @pytest.fixture(autouse=True)
@@ -75,8 +76,9 @@ def dev(shop: Project) -> Iterator[DagsterDev]:
 
 
 @pytest.fixture
-def own_dev(shop: Project) -> Iterator[Callable[[], DagsterDev]]:
-    """Starts `dagster dev` for the cells that end it."""
+def own_dev(tmp_path: Path) -> Iterator[Callable[[], DagsterDev]]:
+    """Starts `dagster dev` for the cells that end it, in a project of their own: two daemons would share the work."""
+    shop = indexed_shop(tmp_path)
     mark = f"orphans-dev-{os.getpid()}-{next(_names)}"
     started: list[DagsterDev] = []
 
@@ -87,6 +89,13 @@ def own_dev(shop: Project) -> Iterator[Callable[[], DagsterDev]]:
     yield start
     for server in started:
         server.close()
+
+
+def indexed_shop(root: Path) -> Project:
+    """A project that can train at once."""
+    shop = open_shop(root)
+    index_dataset(root / "data" / "sample")
+    return shop
 
 
 class TestCommandLine:
@@ -114,7 +123,6 @@ class TestCommandLine:
         training.check_ending(running, FAILURE)
 
 
-@pytest.mark.xdist_group("dagster-dev")
 class TestDagsterDev:
     """A run that was launched in the user interface."""
 

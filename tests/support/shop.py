@@ -67,7 +67,8 @@ def materialize(project: Project, select: str, config: dict[str, Any] | None = N
 
 
 def output_of(project: Project) -> str:
-    return (project.root / "output.log").read_text()
+    path = project.root / "output.log"
+    return path.read_text() if path.is_file() else ""
 
 
 def succeed(project: Project, select: str, config: dict[str, Any] | None = None) -> None:
