@@ -48,6 +48,7 @@ bench: $(READY) ## measure and print tables
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.loader
 	$(BIN)/python -m benchmarks.losses
+	$(BIN)/python -m benchmarks.pipeline
 
 clean: ## remove caches and the environment; data, workspaces and run history stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
