@@ -223,8 +223,7 @@ class Training:
         wait_until(lambda: not self.left(), 60, lambda: str(self.left()))
         if command is not None:
             assert command.wait(60) != 0
-            mark = f"test-{os.getpid()}-train_sample"
-            wait_until(lambda: not alive(mark), 30, lambda: str(alive(mark)))
+            assert alive(f"test-{os.getpid()}-train_sample") == []
         self._check_checkpoint()
         if command is not None and not self._is_settled():
             succeed(self.shop, "index/sample")
