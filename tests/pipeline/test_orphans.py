@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
 import dagster as dg
 import psutil
@@ -167,6 +168,24 @@ class TestDagsterDev:
         training.check_ending(None, CANCELED)
         assert restarted.status(training.run_id) == "CANCELED"
 
+    def test_a_training_is_cancelled_though_all_servers_that_knew_it_are_killed(
+        self, own_dev: Callable[[], DagsterDev]
+    ) -> None:
+        server = own_dev()
+        training = launch(server, 1)
+        worker = psutil.Process(training.worker.pid)
+        of_run = {process.pid for process in (worker, *worker.children(recursive=True))}
+        for process in marked(server.mark):
+            if process.pid not in of_run:
+                process.kill()
+        server.process.wait()
+        restarted = own_dev()
+        assert restarted.status(training.run_id) == "STARTED"
+        with contextlib.suppress(HTTPError):  # Dagster cannot reach the worker, and says so
+            restarted.terminate(training.run_id)
+        wait_until(lambda: not training.left(), 120)
+        training.check_ending(None, CANCELED)
+
 
 class Training:
     """A training that a run is at, and what is left of it afterwards."""
@@ -201,11 +220,10 @@ class Training:
         """
         wait_until(lambda: not self._of_training(), SECONDS_TO_VANISH, lambda: str(self._of_training()))
         # The step and the command have something to record yet.
-        wait_until(lambda: not self._left(), 60, lambda: str(self._left()))
+        wait_until(lambda: not self.left(), 60, lambda: str(self.left()))
         if command is not None:
             assert command.wait(60) != 0
-            mark = f"test-{os.getpid()}-train_sample"
-            wait_until(lambda: not alive(mark), 30, lambda: str(alive(mark)))
+            assert alive(f"test-{os.getpid()}-train_sample") == []
         self._check_checkpoint()
         if command is not None and not self._is_settled():
             succeed(self.shop, "index/sample")
@@ -240,7 +258,8 @@ class Training:
                     found.append(process)
         return found
 
-    def _left(self) -> list[psutil.Process]:
+    def left(self) -> list[psutil.Process]:
+        """Processes of the run, its worker aside."""
         return processes_of(self.run_id)
 
     def _run(self) -> dg.DagsterRun:
