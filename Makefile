@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Tests run side by side, each with one thread for its numbers.
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test test-slow test-services test-all check format demo dev bench clean
@@ -17,14 +20,14 @@ $(READY): pyproject.toml constraints.txt packaging/setup_venv.py
 	@touch $@
 
 test: $(READY) ## quick tests
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) --dist worksteal -m "not slow"
 
 test-slow: $(READY) ## real trainings, signals, several processes
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) --dist worksteal -m slow
 
 test-services: $(READY) ## Slurm, Ray, PostgreSQL and a browser, installed from Debian's packages
 	packaging/install_services.sh
-	$(BIN)/python -m pytest -m services --services
+	$(PYTEST) --dist loadfile -m services --services
 
 test-all: test test-slow test-services ## every test
 

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from moge_core.datasets.parallel import num_cores
 from moge_core.training import RunFlags, Workspace
 from moge_core.training.mlflow_tracking import GRACE_VARIABLE
@@ -100,11 +98,6 @@ def patience(grace_s: float) -> dict[str, str]:
     torchrun waits so long for its workers: its own 30 s may end a large save.
     """
     return {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(math.ceil(grace_s)), GRACE_VARIABLE: f"{grace_s:g}"}
-
-
-def is_accelerate(process: psutil.Process) -> bool:
-    """Whether this is `accelerate launch`: it ends with its trainers, but asked to end would give them 30 s only."""
-    return ACCELERATE in process.cmdline()
 
 
 def _as_flags(words: Sequence[str]) -> dict[str, str | None]:

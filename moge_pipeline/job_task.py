@@ -20,7 +20,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from moge_pipeline.accelerate_command import Machine, fitted_to, is_accelerate, patience
+from moge_pipeline.accelerate_command import ACCELERATE, Machine, fitted_to, patience
 from moge_pipeline.process_tree import ProcessTree
 
 RENDEZVOUS_HOST = "MOGE_RENDEZVOUS_HOST"
@@ -69,7 +69,8 @@ def run(command: Sequence[str], grace_s: float, heartbeat: Heartbeat) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: asked.append(signal.Signals(number).name))
     machine = machine_of_task()
-    tree = ProcessTree(fitted_to(command, machine), {**patience(grace_s), **os.environ}, Path.cwd())
+    environment = {**patience(grace_s), **os.environ}
+    tree = ProcessTree(fitted_to(command, machine), environment, Path.cwd(), grace_s=grace_s, spared=ACCELERATE)
     while True:
         try:
             code = tree.wait(1.0)
@@ -80,7 +81,7 @@ def run(command: Sequence[str], grace_s: float, heartbeat: Heartbeat) -> int:
         if asked:
             print(f"Asking the training to save and end ({asked[0]}); it has {grace_s:g} s.", flush=True)
             break
-    tree.terminate(grace_s, spare=is_accelerate)
+    tree.terminate(grace_s)
     code = tree.wait()
     return code if code >= 0 else 128 - code
 

@@ -72,13 +72,8 @@ class ProcessTree:
         """Processes of the tree that are alive."""
         return [process for process in psutil.process_iter() if self._owns(process)]
 
-    def terminate(self, grace_s: float, spare: Callable[[psutil.Process], bool] = lambda _: False) -> bool:
-        """SIGTERM to every member, then SIGKILL to those alive after `grace_s` seconds. True if none needed SIGKILL.
-
-        Args:
-            grace_s: seconds between the signals.
-            spare: further members that get no SIGTERM, beside those that `spared` names.
-        """
+    def terminate(self, grace_s: float) -> bool:
+        """SIGTERM to every member, then SIGKILL to those alive after `grace_s` seconds. True if none needed SIGKILL."""
 
         def alive() -> list[psutil.Process]:
             self.process.poll()  # takes the exit code of a child that just ended
@@ -87,7 +82,7 @@ class ProcessTree:
         def is_spared(process: psutil.Process) -> bool:
             # The guard ends with the command, and hands on its exit code.
             is_guard = self._is_watched and process.pid == self.process.pid
-            return is_guard or has_argument(process, self._spared) or spare(process)
+            return is_guard or has_argument(process, self._spared)
 
         return end_processes(alive, grace_s, is_spared)
 

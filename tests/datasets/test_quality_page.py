@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import chromium
 import numpy as np
 import pytest
 from chromium import Page, open_browser
@@ -16,10 +15,7 @@ from chromium import Page, open_browser
 from moge_core.datasets import QualityReport, index_dataset, render_sample_scenes, write_quality_report
 from moge_core.io import write_depth, write_image, write_meta
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(chromium.EXECUTABLE is None, reason="needs Chromium (Debian: apt install chromium)"),
-]
+pytestmark = pytest.mark.services
 
 # Colours of the canvas and the share of it that is drawn upon.
 CANVAS = """(() => {
