@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# Tests run side by side, each with one thread for its numbers.
+# Tests run side by side, each with one thread for its numbers; those with processes of their own mostly wait for them.
 WORKERS ?= 2
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+WAITING_WORKERS ?= 3
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test test-slow test-services test-all check format demo dev bench clean
@@ -20,14 +21,14 @@ $(READY): pyproject.toml constraints.txt packaging/setup_venv.py
 	@touch $@
 
 test: $(READY) ## quick tests
-	$(PYTEST) --dist worksteal -m "not slow"
+	$(PYTEST) -n $(WORKERS) --dist worksteal -m "not slow"
 
 test-slow: $(READY) ## real trainings, signals, several processes
-	$(PYTEST) --dist worksteal -m slow
+	$(PYTEST) -n $(WAITING_WORKERS) --dist worksteal -m slow
 
 test-services: $(READY) ## Slurm, Ray, PostgreSQL and a browser, installed from Debian's packages
 	packaging/install_services.sh
-	$(PYTEST) --dist loadfile -m services --services
+	$(PYTEST) -n $(WAITING_WORKERS) --dist loadfile -m services --services
 
 test-all: test test-slow test-services ## every test
 
