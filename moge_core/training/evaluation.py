@@ -54,8 +54,8 @@ class Evaluation:
 def evaluate_best(workspace: Workspace, *, most: int = 32, progress: Progress | None = None) -> Evaluation:
     """Score the best checkpoint of a run: that of best.json, or else the newest.
 
-    Of the plain weights and their average those are scored that best.json names; without it both are, and the better
-    ones count. Writes evaluation.json into the workspace and a line into `evaluations.jsonl` beside it.
+    Its plain weights and their average are both scored, and the better ones count: a short training is ahead of its
+    average. Writes evaluation.json into the workspace and a line into `evaluations.jsonl` beside it.
 
     Args:
         workspace: of a training that has a complete checkpoint and its config.json.
@@ -68,13 +68,14 @@ def evaluate_best(workspace: Workspace, *, most: int = 32, progress: Progress | 
     """
     from moge_core.training.validation import untrained_instances
 
-    checkpoint, weights = _best_of(workspace)
+    checkpoint = _best_of(workspace)
     config = load_train_config(workspace.config_path)
     held_out = untrained_instances(config.data, _fraction_of(checkpoint.manifest), most)
-    candidates = {"model": checkpoint.model_path, "ema": checkpoint.ema_path}
-    if weights is not None:
-        candidates = {weights: candidates[weights]}
-    files = {**candidates, "parent": _parent_of(checkpoint.manifest)}
+    files = {
+        "model": checkpoint.model_path,
+        "ema": checkpoint.ema_path,
+        "parent": _parent_of(checkpoint.manifest),
+    }
     found: dict[str, dict[str, float]] = {}
     for done, (name, path) in enumerate(files.items(), start=1):
         if path is not None:
@@ -103,19 +104,14 @@ def read_history(root: Path) -> list[dict[str, Any]]:
     return history
 
 
-def _best_of(workspace: Workspace) -> tuple[CheckpointInfo, str | None]:
-    """The checkpoint, and which of its weights are known to be the better ones."""
+def _best_of(workspace: Workspace) -> CheckpointInfo:
     best = workspace.best()
     complete = {checkpoint.step: checkpoint for checkpoint in workspace.checkpoints()}
     if not complete:
         raise WorkspaceError(
             workspace.path, "must hold a complete checkpoint", found="none", fix="Train first; a save must be complete."
         )
-    if best is not None and best["step"] in complete:
-        weights = "ema" if str(best.get("metric", "")).startswith("eval_ema") else "model"
-        checkpoint = complete[best["step"]]
-        return checkpoint, weights if weights == "model" or checkpoint.ema_path else None
-    return complete[max(complete)], None
+    return complete[best["step"] if best is not None and best["step"] in complete else max(complete)]
 
 
 def _fraction_of(manifest: Mapping[str, Any]) -> float | None:
