@@ -78,7 +78,11 @@ def plot_lines(
     Returns:
         The PNG file. Without anything to draw it says so in words.
     """
+    from matplotlib.ticker import MaxNLocator
+
     axes = _new_axes(title, x_label)
+    if all(float(value).is_integer() for x, _ in lines.values() for value in x):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     drawn = False
     for name, (x, y) in lines.items():
         heights = np.asarray(y, np.float64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 
 from moge_core.errors import InputError
-from moge_core.visualization import contact_sheet, plot_histogram
+from moge_core.visualization import contact_sheet, plot_histogram, plot_lines
 
 
 def filled(height: int, width: int, color: tuple[int, int, int]) -> np.ndarray:
@@ -127,3 +128,14 @@ def test_pictures_are_made_without_torch_and_without_pyplot() -> None:
         "assert 'torch' not in sys.modules and 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_lines_are_drawn_where_they_are_finite_and_their_absence_is_told(log: bool, tmp_path: Path) -> None:
+    curve = ([1, 2, 3], [1.0, math.nan, 0.5])
+    drawn = plot_lines({"$rel$": curve, "empty": ([], [])}, tmp_path / "lines.png", x_label="run", log=log)
+    assert drawn == (tmp_path / "lines.png").read_bytes()
+    assert drawn.startswith(b"\x89PNG")
+    assert drawn != plot_lines({"$rel$": ([1], [1.0])}, x_label="run", log=log), "one point is a dot, not these lines"
+    nothing = plot_lines({"rel": ([1, 2], [math.nan, math.inf])}, log=log)
+    assert nothing == plot_lines({}, log=log)
