@@ -94,8 +94,8 @@ def test_working_on_what_the_view_sees_changes_nothing(source, size, narrow, see
     depth = rng.choice(np.float32([np.nan, 1, 1.02, 3]), source, p=[0.3, 0.3, 0.3, 0.1])
     for kind in ("cubic", "lanczos"):
         difference = np.abs(warp.image(image, kind).astype(int) - whole.image(image, kind))
-        # OpenCV rounds places to 1/32 of a pixel, and those just between two of these may go either way; in noise, where
-        # a whole pixel off would make a mean of 80, that is up to 23 of 255.
+        # OpenCV rounds places to 1/32 of a pixel, and those just between two of these may go either way: in noise,
+        # where a whole pixel off would make a mean of 80, that is up to 23 of 255.
         assert difference.max() <= 32 and difference.mean() < 3
     # Beyond rounding, which decides where a place lies just between two pixels.
     assert share_of_different(nearest_of(warp, depth), nearest_of(whole, depth)) < 0.01
