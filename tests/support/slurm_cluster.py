@@ -63,13 +63,14 @@ def slurm_cluster(folder: Path) -> Iterator[Path]:
     key.write_bytes(secrets.token_bytes(128))
     key.chmod(0o400)
     configuration = folder / "slurm.conf"
+    ports = _free_ports(3)
     configuration.write_text(
         _CONFIGURATION.format(
             folder=folder,
             host=host,
-            controller_port=_free_port(),
-            first_port=_free_port(),
-            second_port=_free_port(),
+            controller_port=ports[0],
+            first_port=ports[1],
+            second_port=ports[2],
         )
     )
     munged = ["munged", "--foreground", "--force", f"--key-file={key}", f"--socket={folder}/munge.socket"]
@@ -82,11 +83,11 @@ def slurm_cluster(folder: Path) -> Iterator[Path]:
             for command in (munged, ["slurmctld", "-D"], *nodes):
                 daemons.enter_context(_daemon(command, folder))
                 if command is munged:
-                    _wait((folder / "munge.socket").exists, "munged opened no socket")
-            _wait(lambda: _output("sinfo", "-h", "-o", "%T %D") == "idle 2", "the nodes are not idle")
+                    _wait((folder / "munge.socket").exists, "munged opened no socket", folder)
+            _wait(lambda: _output("sinfo", "-h", "-o", "%T %D") == "idle 2", "the nodes are not idle", folder, 120)
             yield configuration
             _output("scancel", "--partition=gpu")
-            _wait(lambda: _output("squeue", "-h") == "", "jobs are left")
+            _wait(lambda: _output("squeue", "-h") == "", "jobs are left", folder)
     finally:
         if outside is None:
             del os.environ["SLURM_CONF"]
@@ -116,16 +117,22 @@ def _output(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
-def _wait(condition: object, complaint: str, seconds: float = 60) -> None:
+def _wait(condition: object, complaint: str, folder: Path, seconds: float = 60) -> None:
     assert callable(condition)
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
-            raise TimeoutError(complaint)
+            logs = {path.name: path.read_text(errors="replace")[-1500:] for path in sorted(folder.glob("*.log"))}
+            raise TimeoutError(f"{complaint}; sinfo: {_output('sinfo')}; {logs}")
         time.sleep(0.1)
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+def _free_ports(count: int) -> list[int]:
+    """Different ports below those that the system hands out, which another test may be given at any moment."""
+    ports: list[int] = []
+    while len(ports) < count:
+        port = 20_000 + secrets.randbelow(10_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            ports += [port] if port not in ports else []
+    return ports
