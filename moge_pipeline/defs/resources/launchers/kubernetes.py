@@ -72,9 +72,8 @@ class KubernetesLauncher:
                     logs.join(_SECONDS_FOR_LAST_LOGS)
             finally:
                 pod.kill()
-        result = reported(session, exit_code, timed_out=timed_out)
         tags = {"kubernetes_pod": name, "kubernetes_namespace": settings.namespace, "kubernetes_reason": pod.reason}
-        return LaunchResult(result.exit_code, result.metadata, result.messages, timed_out, tags)
+        return reported(session, exit_code, timed_out=timed_out, tags=tags)
 
 
 def pod_manifest(

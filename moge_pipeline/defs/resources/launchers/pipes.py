@@ -7,7 +7,7 @@ import json
 import logging
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +127,9 @@ def open_session(
         yield session
 
 
-def reported(session: dg.PipesSession, exit_code: int, *, timed_out: bool = False) -> LaunchResult:
+def reported(
+    session: dg.PipesSession, exit_code: int, *, timed_out: bool = False, tags: Mapping[str, str] | None = None
+) -> LaunchResult:
     """The result of a command whose session is closed; of one that was started again, that of the last attempt."""
     results = session.get_reported_results()
     metadata = [result.metadata for result in results if isinstance(result, dg.MaterializeResult)]
@@ -137,4 +139,4 @@ def reported(session: dg.PipesSession, exit_code: int, *, timed_out: bool = Fals
             messages.clear()
         else:
             messages.append(message)
-    return LaunchResult(exit_code, metadata[-1] or {} if metadata else {}, tuple(messages), timed_out=timed_out)
+    return LaunchResult(exit_code, metadata[-1] or {} if metadata else {}, tuple(messages), timed_out, tags or {})

@@ -70,9 +70,8 @@ class RayLauncher:
             logs.start()
             exit_code, timed_out = watch(context, job, resources, folder.beat)
             logs.join(_SECONDS_FOR_LAST_LOGS)
-        result = reported(session, exit_code, timed_out=timed_out)
         tags = {"ray_job_id": job.id, "ray_job_status": job.status}
-        return LaunchResult(result.exit_code, result.metadata, result.messages, timed_out, tags)
+        return reported(session, exit_code, timed_out=timed_out, tags=tags)
 
 
 def job_parameters(

@@ -87,9 +87,8 @@ class SlurmLauncher:
                     context.log.info(f"Slurm job {job.id}: {state}")
 
             exit_code, timed_out = watch(context, job, resources, tick)
-        result = reported(session, exit_code, timed_out=timed_out)
         tags = {"slurm_job_id": job.id, "slurm_job_state": job.state, "slurm_restarts": str(job.num_restarts)}
-        return LaunchResult(result.exit_code, result.metadata, result.messages, timed_out, tags)
+        return reported(session, exit_code, timed_out=timed_out, tags=tags)
 
 
 def batch_script(
