@@ -13,7 +13,7 @@ from typing import Any
 
 import dagster as dg
 
-from moge_pipeline.catalog import evaluation_name, project_root, read_catalog
+from moge_pipeline.catalog import project_root, read_catalog
 from moge_pipeline.defs.conditions import automation_sensors
 from moge_pipeline.defs.datasets.assets import index_asset, raw_asset
 from moge_pipeline.defs.datasets.drift import freshness_check
@@ -45,12 +45,8 @@ def build_definitions(root: Path, resources: Mapping[str, Any] | None = None) ->
     trainings = catalog.trainings.values()
     finetunes = catalog.finetunes.values()
     jobs = [job_of(name) for name in (*catalog.trainings, *catalog.finetunes)]
-    evaluations = {name: evaluation_name(name) for name in catalog.finetunes}
-    refreshes = {name: finetuning_refresh_job(entry, evaluations[name]) for name, entry in catalog.finetunes.items()}
-    schedules = [
-        finetuning_schedule(entry, catalog, refreshes[name], evaluations[name])
-        for name, entry in catalog.finetunes.items()
-    ]
+    refreshes = {name: finetuning_refresh_job(entry) for name, entry in catalog.finetunes.items()}
+    schedules = [finetuning_schedule(entry, catalog, refreshes[name]) for name, entry in catalog.finetunes.items()]
     folder_jobs = dataset_folder_jobs(catalog)
     return dg.Definitions(
         assets=with_code(

@@ -70,7 +70,7 @@ class Shop:
         self.evaluation_error: Exception | None = None
         self.catalog = read_catalog(project.root)
         self.entry = self.catalog.finetunes[NAME]
-        self.job_def = finetuning_refresh_job(self.entry, EVALUATION)
+        self.job_def = finetuning_refresh_job(self.entry)
 
         @dg.asset(name=EVALUATION, deps=[NAME])
         def evaluation() -> None:
@@ -99,7 +99,7 @@ class Shop:
 
     def tick(self) -> dg.RunRequest | str:
         """What the schedule requests now, or why it requests nothing."""
-        told = decide(self.instance, self.entry, self.catalog, self.job_def.name, EVALUATION)
+        told = decide(self.instance, self.entry, self.catalog, self.job_def.name)
         return told if isinstance(told, dg.RunRequest) else str(told.skip_message)
 
     def requested(self) -> dg.RunRequest:

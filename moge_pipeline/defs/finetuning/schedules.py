@@ -14,7 +14,7 @@ import dagster as dg
 
 from moge_core.errors import MoGeError
 from moge_core.training import Workspace
-from moge_pipeline.catalog import Catalog, FinetuneEntry, slug_of
+from moge_pipeline.catalog import Catalog, FinetuneEntry, evaluation_name, slug_of
 from moge_pipeline.defs.datasets.assets import index_key
 from moge_pipeline.defs.finetuning.base import Start
 from moge_pipeline.defs.finetuning.inputs import current_inputs, is_evaluated, reread, used_datasets, what_changed
@@ -31,21 +31,16 @@ MAX_ATTEMPTS = 3
 _PREVIOUS = {"start": Start.previous.value}
 
 
-def finetuning_refresh_job(entry: FinetuneEntry, evaluation: str | None) -> UnresolvedAssetJobDefinition:
-    """The job of a finetuning's schedule: its indexes with their checks, the finetuning, its evaluation.
-
-    Args:
-        entry: the finetuning.
-        evaluation: name of the asset that scores it; None if there is none.
-    """
+def finetuning_refresh_job(entry: FinetuneEntry) -> UnresolvedAssetJobDefinition:
+    """The job of a finetuning's schedule: its indexes with their checks, the finetuning, its evaluation."""
     indexes = [index_key(slug) for slug in entry.datasets]
     if entry.train_config is not None:
         indexes = [index_key(slug_of(dataset.name)) for dataset in used_datasets(entry)]
-    return refresh_job(entry.asset_name, indexes, evaluation, _PREVIOUS)
+    return refresh_job(entry.asset_name, indexes, _PREVIOUS)
 
 
 def finetuning_schedule(
-    entry: FinetuneEntry, catalog: Catalog, job: UnresolvedAssetJobDefinition, evaluation: str | None
+    entry: FinetuneEntry, catalog: Catalog, job: UnresolvedAssetJobDefinition
 ) -> dg.ScheduleDefinition | None:
     """`<asset>_schedule` from the configuration's `schedule`; it runs by itself only where `enabled` says so.
 
@@ -53,14 +48,13 @@ def finetuning_schedule(
         entry: the finetuning.
         catalog: what it belongs to.
         job: what `finetuning_refresh_job` made.
-        evaluation: name of the asset that scores it; None if there is none.
     """
     if entry.error is not None or entry.config is None or entry.config.schedule is None:
         return None
     schedule = entry.config.schedule
 
     def tick(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
-        return decide(context.instance, entry, catalog, job.name, evaluation)
+        return decide(context.instance, entry, catalog, job.name)
 
     return dg.ScheduleDefinition(
         name=f"{entry.asset_name}_schedule",
@@ -75,10 +69,10 @@ def finetuning_schedule(
 
 
 def decide(
-    instance: dg.DagsterInstance, entry: FinetuneEntry, catalog: Catalog, job_name: str, evaluation: str | None
+    instance: dg.DagsterInstance, entry: FinetuneEntry, catalog: Catalog, job_name: str
 ) -> dg.RunRequest | dg.SkipReason:
     """What a tick does now: request a run, or say why not. Never raises for what a user can mend."""
-    asset_name = entry.asset_name
+    asset_name, evaluation = entry.asset_name, evaluation_name(entry.asset_name)
     running = unfinished_run_of(instance, dg.AssetKey(asset_name), {job_name, f"{asset_name}_job"})
     if running is not None:
         return dg.SkipReason(f"Run {running.run_id} of this finetuning has not ended yet.")
@@ -88,7 +82,7 @@ def decide(
     except (MoGeError, OSError) as error:
         return dg.SkipReason(f"Cannot run yet. {error}")
     changed = what_changed(instance, entry, inputs)
-    if not changed and (evaluation is None or is_evaluated(instance, asset_name, evaluation)):
+    if not changed and is_evaluated(instance, asset_name, evaluation):
         return dg.SkipReason("Neither data, base nor configuration have changed since the newest result.")
     request = "finetune" if changed else "evaluate"
     tags = {
@@ -102,7 +96,6 @@ def decide(
         return dg.SkipReason(refusal)
     if changed:
         return dg.RunRequest(run_config=run_config_of(asset_name, _PREVIOUS), tags=tags)
-    assert evaluation is not None
     return dg.RunRequest(asset_selection=[dg.AssetKey(evaluation)], tags=tags)
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from moge_pipeline.catalog import evaluation_name
+
 if TYPE_CHECKING:
     from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
@@ -25,17 +27,16 @@ def job_of(asset_name: str) -> UnresolvedAssetJobDefinition:
 
 
 def refresh_job(
-    asset_name: str, indexes: Sequence[dg.AssetKey], evaluation: str | None, config: dict[str, Any]
+    asset_name: str, indexes: Sequence[dg.AssetKey], config: dict[str, Any]
 ) -> UnresolvedAssetJobDefinition:
     """`<asset_name>_refresh_job`: re-indexes the data with its checks, trains, and evaluates, as one run.
 
     Args:
         asset_name: the training or finetuning.
         indexes: the assets of its datasets' lists; their blocking checks guard the training.
-        evaluation: name of the asset that scores the result, if there is one.
         config: run configuration of `asset_name` where a person launches the job without changing it.
     """
-    keys = [*indexes, dg.AssetKey(asset_name), *([dg.AssetKey(evaluation)] if evaluation else [])]
+    keys = [*indexes, dg.AssetKey(asset_name), dg.AssetKey(evaluation_name(asset_name))]
     return dg.define_asset_job(
         f"{asset_name}_refresh_job",
         selection=dg.AssetSelection.assets(*keys),
