@@ -151,7 +151,7 @@ def _evaluation(
     scores = found[weights]
     return Evaluation(
         checkpoint=str(path.absolute()),
-        sha256=checkpoint.manifest.get("files", {}).get(path.name, {}).get("sha256"),
+        sha256=checkpoint.recorded_digest(path),
         step=checkpoint.step,
         weights=weights,
         scores=_named(scores, "eval"),

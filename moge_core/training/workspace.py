@@ -80,6 +80,11 @@ class CheckpointInfo:
     ema_path: Path | None
     manifest: Mapping[str, Any]
 
+    def recorded_digest(self, path: Path) -> str | None:
+        """SHA-256 of one of its files, as the manifest recorded it while the file was written."""
+        digest = self.manifest.get("files", {}).get(path.name, {}).get("sha256")
+        return str(digest) if digest else None
+
 
 class Workspace:
     """The folder of one training run."""

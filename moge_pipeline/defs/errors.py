@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TypeVar
 
 import dagster as dg
 
-from moge_core.errors import MoGeError
+from moge_core.errors import MoGeError, WorkspaceError
 
 ConfigT = TypeVar("ConfigT")
 
@@ -33,3 +34,13 @@ def usable(config: ConfigT | None, error: MoGeError | None) -> ConfigT:
             raise error
     assert config is not None
     return config
+
+
+def never_finished(root: Path, asset_name: str, purpose: str) -> WorkspaceError:
+    """Of an asset without a finished run, where `purpose` (such as "to score") needs one; `root` holds its runs."""
+    return WorkspaceError(
+        root,
+        f"needs a finished run of {asset_name} {purpose}",
+        found="none",
+        fix=f"Materialize it first: `dagster asset materialize --select {asset_name}`.",
+    )

@@ -11,7 +11,7 @@ import dagster as dg
 import numpy as np
 import pytest
 from PIL import Image
-from pipeline_project import FakeLauncher, Project, metadata_of
+from pipeline_project import FakeLauncher, Project, checks_of, metadata_of
 
 from moge_core.datasets import RULES, read_index, render_sample_scenes
 from moge_pipeline.defs.datasets.checks import CHECKS
@@ -30,10 +30,6 @@ def scenes(project: Project, rendered: Path) -> Path:
     """The dataset of the project's only training."""
     project.train("sample")
     return Path(shutil.copytree(rendered, project.root / "data" / "sample"))
-
-
-def checks_of(result: dg.ExecuteInProcessResult) -> dict[str, Any]:
-    return {evaluation.check_name: evaluation for evaluation in result.get_asset_check_evaluations()}
 
 
 def instances_of(folder: Path) -> list[str]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 import pytest
 from dagster._core.definitions.data_version import CachingStaleStatusResolver
 from dagster._core.loader import LoadingContextForTest
-from pipeline_project import Project
+from pipeline_project import Project, checks_of
 
 from moge_core.datasets import render_sample_scenes
 from moge_core.io import read_depth, write_depth
@@ -36,10 +35,6 @@ def scenes(project: Project, rendered: Path) -> Path:
 def instance() -> Iterator[dg.DagsterInstance]:
     with dg.DagsterInstance.ephemeral() as opened:
         yield opened
-
-
-def checks_of(result: dg.ExecuteInProcessResult) -> dict[str, Any]:
-    return {evaluation.check_name: evaluation for evaluation in result.get_asset_check_evaluations()}
 
 
 def staleness(project: Project, instance: dg.DagsterInstance) -> str:

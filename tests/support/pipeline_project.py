@@ -178,3 +178,8 @@ def metadata_of(result: dg.ExecuteInProcessResult) -> dict[str, Any]:
     """Metadata of a run's only materialization, as plain values."""
     (event,) = result.get_asset_materialization_events()
     return {name: value.value for name, value in event.materialization.metadata.items()}
+
+
+def checks_of(result: dg.ExecuteInProcessResult) -> dict[str, Any]:
+    """What a run's checks found, by their names."""
+    return {evaluation.check_name: evaluation for evaluation in result.get_asset_check_evaluations()}

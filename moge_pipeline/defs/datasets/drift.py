@@ -6,6 +6,7 @@ import dagster as dg
 
 from moge_core.errors import MoGeError
 from moge_pipeline.catalog import DatasetEntry
+from moge_pipeline.defs.runs.history import latest_metadata
 
 if TYPE_CHECKING:
     from moge_core.datasets import DatasetStatistics
@@ -31,10 +32,9 @@ def former_statistics(instance: dg.DagsterInstance, key: dg.AssetKey) -> "Datase
     """What the newest materialization of an index recorded; None where there is none, or none that can be read."""
     from moge_core.datasets import DatasetStatistics
 
-    event = instance.get_latest_materialization_event(key)
-    recorded = event.asset_materialization.metadata.get(STATISTICS) if event and event.asset_materialization else None
+    recorded = (latest_metadata(instance, key) or {}).get(STATISTICS)
     try:
-        return DatasetStatistics.model_validate(recorded.value) if recorded is not None else None
+        return DatasetStatistics.model_validate(recorded) if recorded is not None else None
     except ValueError:  # of another version
         return None
 
@@ -75,17 +75,14 @@ def freshness_check(entry: DatasetEntry) -> dg.AssetChecksDefinition:
     def indexed(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
         from moge_core.datasets import dataset_fingerprint
 
-        event = context.instance.get_latest_materialization_event(key)
-        known = (
-            event.asset_materialization.metadata.get("fingerprint") if event and event.asset_materialization else None
-        )
+        known = (latest_metadata(context.instance, key) or {}).get("fingerprint")
         try:
             now = dataset_fingerprint(entry.path)
         except MoGeError as error:
             return _stale(str(error))
         if known is None:
             return _stale("The dataset has not been indexed yet.")
-        if known.value != now:
+        if known != now:
             return _stale(f"Files have changed since. Materialize {key.to_user_string()} to take them in.")
         return dg.AssetCheckResult(passed=True)
 

@@ -10,7 +10,7 @@ from pydantic import Field
 from moge_core.errors import WorkspaceError
 from moge_core.training import Workspace, finished_workspaces
 from moge_pipeline.catalog import Catalog, FinetuneEntry, TrainingEntry, evaluation_name
-from moge_pipeline.defs.errors import mendable_errors, usable
+from moge_pipeline.defs.errors import mendable_errors, never_finished, usable
 from moge_pipeline.defs.quality.thumbnails import markdown_picture
 from moge_pipeline.defs.references import trained_asset
 from moge_pipeline.defs.resources.tracking import TrackedRun
@@ -94,12 +94,7 @@ def _workspace_of(asset_name: str, wanted: str, catalog: Catalog) -> Workspace:
         return workspace
     finished = finished_workspaces(root)
     if not finished:
-        raise WorkspaceError(
-            root,
-            f"needs a finished run of {asset_name} to score",
-            found="none",
-            fix=f"Materialize it first: `dagster asset materialize --select {asset_name}`.",
-        )
+        raise never_finished(root, asset_name, "to score")
     return finished[0]
 
 

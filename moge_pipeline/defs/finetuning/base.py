@@ -15,8 +15,7 @@ from typing import Any
 
 from pydantic import Field
 
-from moge_core.configuration import load_json
-from moge_core.errors import CheckpointError, WeightsError, WorkspaceError
+from moge_core.errors import CheckpointError, WeightsError
 from moge_core.io import file_digest
 from moge_core.training import (
     CheckpointInfo,
@@ -27,7 +26,8 @@ from moge_core.training import (
     finished_workspaces,
 )
 from moge_pipeline.catalog import Catalog, FinetuneEntry
-from moge_pipeline.defs.training.execution import BaseCheckpoint
+from moge_pipeline.defs.errors import never_finished
+from moge_pipeline.defs.training.execution import BaseCheckpoint, read_base_record
 from moge_pipeline.defs.training.run_config import TrainingRunConfig
 
 BASE_SHA256 = "base_sha256"
@@ -141,11 +141,8 @@ def _previous_result(entry: FinetuneEntry, catalog: Catalog, base: BaseCheckpoin
 
 def _line_of(workspace: Workspace) -> str | None:
     """Digest of the base that the line of a workspace began with; None for one that no asset made."""
-    path = workspace.path / "base.json"
-    if not path.is_file():
-        return None
-    began_with = load_json(path)
-    return str(began_with.get(BASE_SHA256) or began_with["sha256"])
+    began_with = read_base_record(workspace)
+    return None if began_with is None else str(began_with.get(BASE_SHA256) or began_with["sha256"])
 
 
 def _newest_of(asset_name: str, catalog: Catalog) -> CheckpointInfo:
@@ -154,12 +151,7 @@ def _newest_of(asset_name: str, catalog: Catalog) -> CheckpointInfo:
         checkpoint = workspace.latest_checkpoint()
         if checkpoint is not None:
             return checkpoint
-    raise WorkspaceError(
-        root,
-        f"needs a finished run of {asset_name} to begin with",
-        found="none",
-        fix=f"Materialize it first: `dagster asset materialize --select {asset_name}`.",
-    )
+    raise never_finished(root, asset_name, "to begin with")
 
 
 def _as_base(checkpoint: CheckpointInfo) -> BaseCheckpoint:
@@ -168,8 +160,7 @@ def _as_base(checkpoint: CheckpointInfo) -> BaseCheckpoint:
 
 def _digest(checkpoint: CheckpointInfo) -> str:
     """The digest that the manifest recorded while the file was written, sparing a second reading."""
-    recorded = checkpoint.manifest.get("files", {}).get(checkpoint.model_path.name, {}).get("sha256")
-    return str(recorded) if recorded else digest_of_file(checkpoint.model_path)
+    return checkpoint.recorded_digest(checkpoint.model_path) or digest_of_file(checkpoint.model_path)
 
 
 def _from_hub(entry: FinetuneEntry, *, download: bool) -> Path:

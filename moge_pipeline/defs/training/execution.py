@@ -9,6 +9,7 @@ from typing import Any
 
 import dagster as dg
 
+from moge_core.configuration import load_json
 from moge_core.errors import WorkspaceError
 from moge_core.training import (
     CheckpointInfo,
@@ -146,8 +147,8 @@ def _choose_workspace(root: Path, config: TrainConfig, resume: str, base: BaseCh
     """As `choose_workspace`, and an unfinished finetuning is continued by itself only while its base is the same."""
     choice = choose_workspace(root, config, resume)
     if resume == "auto" and choice.resumes and base is not None:
-        began_with = _read_base(Workspace(choice.path))
-        if began_with is not None and began_with != base.sha256:
+        began_with = read_base_record(Workspace(choice.path))
+        if began_with is not None and str(began_with["sha256"]) != base.sha256:
             anew = choose_workspace(root, config, "never")
             return WorkspaceChoice(anew.path, anew.resumes, [*anew.changed_keys, "base"])
     return choice
@@ -157,11 +158,10 @@ def _base_record(workspace: Workspace) -> Path:
     return workspace.path / "base.json"
 
 
-def _read_base(workspace: Workspace) -> str | None:
-    from moge_core.configuration import load_json
-
+def read_base_record(workspace: Workspace) -> dict[str, Any] | None:
+    """What a workspace began with, see `BaseCheckpoint.record`; None for one that began with no checkpoint."""
     path = _base_record(workspace)
-    return str(load_json(path)["sha256"]) if path.is_file() else None
+    return load_json(path) if path.is_file() else None
 
 
 def _log_choice(context: dg.AssetExecutionContext, choice: WorkspaceChoice, flags: RunFlags) -> None:
