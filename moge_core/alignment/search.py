@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from moge_core.accelerators import is_accelerator
 from moge_core.alignment.lines import moving_part, weighted_median
 from moge_core.alignment.sorting import Scratch, rows_per_chunk, sort_rows
 from moge_core.tensors import zero_unless_
@@ -145,7 +146,7 @@ def _with_another_try(problems: _Problems, anchor: Tensor, element: Tensor, obje
     accelerator would have to wait for the answer which problems these are.
     """
     dims, size = problems.source.shape[1:]
-    if problems.trunc is not None and size <= _MAX_POINTS_FOR_ANOTHER_TRY and anchor.device.type == "cpu":
+    if problems.trunc is not None and size <= _MAX_POINTS_FOR_ANOTHER_TRY and not is_accelerator(anchor.device):
         hopeless = (objective > _HOPELESS * problems.trunc * dims * problems.used.sum(-1)).nonzero()[:, 0]
         if len(hopeless) > 0:
             anchor[hopeless], element[hopeless], _ = _try_all(problems.part(hopeless))

@@ -12,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from moge_core.accelerators import is_accelerator
+
 # Numbers in one intermediate tensor: what a CPU's cache holds, or 16 MB of an accelerator.
 _CHUNK_CPU = 2**18
 _CHUNK = 2**21
@@ -21,7 +23,7 @@ _MIN_NUMBERS_FOR_THREADS = 2**15
 
 def rows_per_chunk(device: torch.device, row_length: int) -> int:
     """Rows of that many numbers to work on at once, at least one."""
-    return max(1, (_CHUNK_CPU if device.type == "cpu" else _CHUNK) // max(row_length, 1))
+    return max(1, (_CHUNK if is_accelerator(device) else _CHUNK_CPU) // max(row_length, 1))
 
 
 class Scratch:
@@ -45,7 +47,7 @@ def sort_rows(values: Tensor, scratch: Scratch | None = None) -> tuple[Tensor, T
     On a CPU the place of each value travels in the lowest log2(L) of its 52 mantissa bits, which are lost: NumPy's
     vectorised sort of plain numbers is several times faster than any sort that moves a second array along.
     """
-    if values.device.type != "cpu":
+    if is_accelerator(values.device):
         return torch.sort(values, dim=-1)
     length = values.shape[-1]
     place_bits = (1 << max(1, (length - 1).bit_length())) - 1

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from moge_core.accelerators import is_accelerator
 from moge_core.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def is_tensor(value: object) -> bool:
 
 def is_on_host(value: Any) -> bool:
     """Whether reading a value costs nothing; reading one from an accelerator makes the host wait for it."""
-    return not is_tensor(value) or value.device.type == "cpu"
+    return not (is_tensor(value) and is_accelerator(value.device))
 
 
 def array_namespace(**arguments: object) -> Any:

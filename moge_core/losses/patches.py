@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from moge_core.accelerators import is_accelerator
 from moge_core.alignment import align_points_scale_xyz_shift
 from moge_core.errors import InputError
 from moge_core.geometry import masked_nearest_resize
@@ -231,7 +232,7 @@ def _sample_patches(images: _Images, anchors: Tensor, resolution: int) -> _Patch
             )
         )
     patches = _Patches(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(_Patches)))
-    if anchors.device.type == "cpu":  # an accelerator would have to wait for the answer how many there are
+    if not is_accelerator(anchors.device):  # an accelerator would have to wait for the answer how many there are
         patches = patches.part(patches.enough.nonzero()[:, 0])
     return patches
 
@@ -278,7 +279,7 @@ def _pooled_metrics(pooled: Tensor) -> Metrics:
 
 def _chunks(images: _Images, number: int) -> Iterator[slice]:
     """Slices of that many patches, of nearly equal length; one empty slice of none."""
-    chunk_pixels = _CHUNK_PIXELS_CPU if images.pred.device.type == "cpu" else _CHUNK_PIXELS
+    chunk_pixels = _CHUNK_PIXELS if is_accelerator(images.pred.device) else _CHUNK_PIXELS_CPU
     num_chunks = max(1, round(number * images.side**2 / chunk_pixels))
     length = max(1, math.ceil(number / num_chunks))
     return (slice(start, start + length) for start in range(0, max(number, 1), length))
@@ -296,7 +297,7 @@ def _check_anchors(anchors: Tensor, batch_size: int, height: int, width: int) ->
     if anchors.dim() != 3 or anchors.shape[0] != batch_size or anchors.shape[2] != 2 or anchors.is_floating_point():
         found = f"{anchors.dtype} {tuple(anchors.shape)}"
         raise InputError("anchors", f"must be integers of shape ({batch_size}, P, 2)", found=found)
-    if anchors.device.type != "cpu":
+    if is_accelerator(anchors.device):
         return  # an accelerator would have to wait for the answer
     if ((anchors < 0) | (anchors >= torch.tensor([height, width]))).any():
         raise InputError("anchors", f"must be rows below {height} and columns below {width}, from 0")

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from moge_core.accelerators import is_accelerator
 from moge_core.losses.common import (
     LossAndMetrics,
     check_point_maps,
@@ -45,7 +46,7 @@ def normal_loss(points: Tensor, gt_points: Tensor) -> LossAndMetrics:
         loss = points.new_zeros(batch_size)
         gradient = torch.zeros_like(points) if points.requires_grad else None
         # Bands of blocks, as wide as a CPU's cache; they share a row of pixels with the next one.
-        step = max(1, _BAND_PIXELS // (batch_size * width)) if points.device.type == "cpu" else max(height, 1)
+        step = max(height, 1) if is_accelerator(points.device) else max(1, _BAND_PIXELS // (batch_size * width))
         for first in range(0, height - 1, step):
             band = slice(first, first + step + 1)
             valid = is_finite(gt_points[:, band])
