@@ -8,6 +8,11 @@ from torch import Tensor
 _INTEGER_OF_SIZE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
+def at_least_single(values: Tensor) -> Tensor:
+    """Half-precision values as float32; others as they are."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
 def zero_unless_(values: Tensor, mask: Tensor) -> Tensor:
     """Set `values` to 0 where the mask, which broadcasts to them, is false; in place, NaN and infinity too.
 

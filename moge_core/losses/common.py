@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from moge_core.errors import InputError
+from moge_core.tensors import at_least_single
 
 Metrics = dict[str, Tensor]
 LossAndMetrics = tuple[Tensor, Metrics]
@@ -37,7 +38,7 @@ def in_full_precision(loss: Callable[P, R]) -> Callable[P, R]:
 
 
 def _raise(value: object) -> object:
-    return value.float() if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16) else value
+    return at_least_single(value) if isinstance(value, Tensor) else value
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from moge_core.geometry import depth_map_to_point_map, focal_to_intrinsics, fov_
 from moge_core.models.blocks import ConvStack
 from moge_core.models.config import ModelConfig
 from moge_core.models.dinov2 import DinoVisionTransformer
+from moge_core.models.precision import single_precision
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -64,6 +65,19 @@ class MoGeModel(nn.Module, ABC):
         for module in self.modules():
             if isinstance(module, DinoVisionTransformer | ConvStack):
                 module.gradient_checkpointing = True
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What moves or converts a module: `half()` and `bfloat16()` reach the transformer alone, see `precision`."""
+        transformer = {id(value) for value in (*self.dinov2.parameters(), *self.dinov2.buffers())}
+        transformer |= {id(value.grad) for value in self.dinov2.parameters()}
+
+        def convert(value: Tensor) -> Tensor:
+            converted = fn(value)
+            if id(value) in transformer or converted.dtype not in (torch.float16, torch.bfloat16):
+                return converted
+            return value.to(converted.device)
+
+        return super()._apply(convert, recurse)
 
     def use_channels_last(self) -> None:
         """Keep weights of convolutions outside the encoder channels last: the same results up to a quarter sooner."""
@@ -126,8 +140,7 @@ class MoGeModel(nn.Module, ABC):
             num_tokens = self.num_tokens_at(resolution_level)
         focal = None if fov_x is None else self._focal_of(fov_x, image)
         prediction = self(image.to(self.device), num_tokens)  # a call, so that a compiled model is used
-        # Half precision is for the network; geometry loses too much in it.
-        with torch.autocast(self.device.type, enabled=False):
+        with single_precision(self.device.type):
             result = self._to_geometry(prediction, focal, apply_mask=apply_mask, force_projection=force_projection)
         return {name: value[0] for name, value in result.items()} if unbatched else result
 

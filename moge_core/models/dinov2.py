@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from moge_core.models.blocks import run_maybe_checkpointed
 from moge_core.models.config import ENCODERS, PATCH_SIZE
+from moge_core.models.precision import single_precision
 
 TABLE_SIDE = 37
 """The position table was trained for 37 x 37 patches (518 px)."""
@@ -93,7 +94,8 @@ class DinoVisionTransformer(nn.Module):
         Returns:
             For each layer the patch features (B, C, H / 14, W / 14) and the class token (B, C).
         """
-        tokens = self.patch_embed(image)
+        with single_precision(image.device.type):  # cheap, and its rounding would go on through all blocks
+            tokens = self.patch_embed(image.to(self.patch_embed.proj.weight.dtype))
         rows, columns = tokens.shape[-2:]
         tokens = tokens.flatten(2).transpose(1, 2)
         # Flat, because the gradient of an expanded (1, 1, C) keeps the strides of the whole sequence.

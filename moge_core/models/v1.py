@@ -21,6 +21,8 @@ from moge_core.models.blocks import (
 )
 from moge_core.models.config import PATCH_SIZE, ModelConfigV1, layer_indices
 from moge_core.models.dinov2 import DinoVisionTransformer
+from moge_core.models.precision import exactly, single_precision
+from moge_core.tensors import at_least_single
 
 _RAW_DEPTH_OF_ONE = {"exp": 0.0, "sinh_exp": 0.0, "sinh": math.asinh(1.0), "linear": 1.0}
 _RANDOM_SHARE = 0.1
@@ -61,16 +63,17 @@ class MoGeModelV1(MoGeModel):
     def predict(self, image: Tensor, size: tuple[int, int], aspect_ratio: float | Tensor) -> dict[str, Tensor]:
         """`forward` on the image resized to `size` (h, w)."""
         height, width = image.shape[-2:]
-        image = F.interpolate(image, size, mode="bicubic", align_corners=False, antialias=True)
+        image = F.interpolate(at_least_single(image), size, mode="bicubic", align_corners=False, antialias=True)
         image = (image - self.image_mean) / self.image_std
         whole_patches = (size[0] // PATCH_SIZE * PATCH_SIZE, size[1] // PATCH_SIZE * PATCH_SIZE)
         patched = F.interpolate(image, whole_patches, mode="bilinear", align_corners=False, antialias=True)
-        features = [patches for patches, _ in self.backbone(patched, self.layers)]
-        points, mask = (
-            F.interpolate(raw.float(), (height, width), mode="bilinear", align_corners=False)
-            for raw in self.head(features, size, aspect_ratio)
-        )
-        return {"points": remap_points(points.permute(0, 2, 3, 1), self.remap_output), "mask": mask.squeeze(1)}
+        features = [at_least_single(patches) for patches, _ in self.backbone(patched, self.layers)]
+        with single_precision(image.device.type):
+            points, mask = (
+                F.interpolate(raw.float(), (height, width), mode="bilinear", align_corners=False)
+                for raw in self.head(features, size, aspect_ratio)
+            )
+            return {"points": remap_points(points.permute(0, 2, 3, 1), self.remap_output), "mask": mask.squeeze(1)}
 
 
 class Head(nn.Module):
@@ -104,7 +107,7 @@ class Head(nn.Module):
                 x = run_maybe_checkpointed(layer, x, enabled=True)
         x = F.interpolate(x, size, mode="bilinear", align_corners=False)
         x = torch.cat([x, view_plane_map(x, size, aspect_ratio)], dim=1)
-        return [run_maybe_checkpointed(output, x, enabled=True) for output in self.output_block]
+        return [run_maybe_checkpointed(exactly(output), x, enabled=True) for output in self.output_block]
 
 
 def _residual_block(channels: int, config: ModelConfigV1) -> ResidualBlock:

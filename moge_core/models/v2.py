@@ -20,6 +20,8 @@ from moge_core.models.config import (
     layer_indices,
 )
 from moge_core.models.dinov2 import DinoVisionTransformer
+from moge_core.models.precision import exactly, single_precision
+from moge_core.tensors import at_least_single
 
 
 class MoGeModelV2(MoGeModel):
@@ -57,6 +59,13 @@ class MoGeModelV2(MoGeModel):
         """`forward` at a given number of rows and columns of patches."""
         height, width = image.shape[-2:]
         features, class_token = self.encoder(image, rows, columns)
+        with single_precision(image.device.type):
+            return self._decode(features, class_token, (height, width), aspect_ratio)
+
+    def _decode(
+        self, features: Tensor, class_token: Tensor, size: tuple[int, int], aspect_ratio: float | Tensor
+    ) -> dict[str, Tensor]:
+        rows, columns = features.shape[-2:]
         levels = [
             view_plane_map(features, (rows * 2**level, columns * 2**level), aspect_ratio)
             for level in range(NUM_LEVELS_V2)
@@ -66,10 +75,10 @@ class MoGeModelV2(MoGeModel):
         output: dict[str, Tensor] = {}
         for name in self.dense_heads:
             raw = self.get_submodule(name)(pyramid)[-1].float()
-            raw = F.interpolate(raw, (height, width), mode="bilinear", align_corners=False)
+            raw = F.interpolate(raw, size, mode="bilinear", align_corners=False)
             output[name.removesuffix("_head")] = _finish(name, raw.permute(0, 2, 3, 1), self.remap_output)
         if self.scale_head is not None:
-            output["metric_scale"] = self.scale_head(class_token).squeeze(1).float().exp()
+            output["metric_scale"] = exactly(self.scale_head)(class_token).squeeze(1).float().exp()
         return output
 
 
@@ -92,10 +101,14 @@ class Encoder(nn.Module):
     def forward(self, image: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) -> features (B, C, rows, columns) and the last layer's class token (B, D)."""
         size = (rows * PATCH_SIZE, columns * PATCH_SIZE)
-        image = F.interpolate(image, size, mode="bilinear", align_corners=False, antialias=True)
+        image = F.interpolate(at_least_single(image), size, mode="bilinear", align_corners=False, antialias=True)
         outputs = self.backbone((image - self.image_mean) / self.image_std, self.layers)
-        projected = [project(patches) for project, (patches, _) in zip(self.output_projections, outputs, strict=True)]
-        return torch.stack(projected).sum(dim=0), outputs[-1][1]
+        with single_precision(image.device.type):
+            projected = [
+                project(at_least_single(patches))
+                for project, (patches, _) in zip(self.output_projections, outputs, strict=True)
+            ]
+            return torch.stack(projected).sum(dim=0), at_least_single(outputs[-1][1])
 
 
 def make_scale_head(config: ScaleHeadConfig) -> nn.Sequential:
