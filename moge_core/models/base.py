@@ -77,7 +77,8 @@ class MoGeModel(nn.Module, ABC):
                 return converted
             return value.to(converted.device)
 
-        return super()._apply(convert, recurse)
+        super()._apply(convert, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def use_channels_last(self) -> None:
         """Keep weights of convolutions outside the encoder channels last: the same results up to a quarter sooner."""

@@ -126,5 +126,5 @@ def _without_tf32_in_products() -> Callable[[], None]:
 
 def _values(backend: Any, *names: str) -> list[tuple[Any, str]]:
     """The parts of a backend that have a precision of their own, which torch has since 2.9, and what it is."""
-    parts = [getattr(backend, name, None) for name in names]
+    parts: list[Any] = [getattr(backend, name, None) for name in names]
     return [(part, part.fp32_precision) for part in parts if getattr(part, "fp32_precision", None) is not None]

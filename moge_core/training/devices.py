@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor
 
+from moge_core.accelerators import is_accelerator
 from moge_core.errors import ConfigError
 from moge_core.training.flags import TrainFlags
 
@@ -43,29 +44,58 @@ def build_accelerator(flags: TrainFlags) -> Accelerator:
 
 
 def on_device(batches: Iterator[Mapping[str, Any]], device: torch.device) -> Iterator[dict[str, Any]]:
-    """Batches on the device; on a GPU the next one is copied while the last one is worked on."""
-    if device.type != "cuda":
+    """Batches on the device; on an accelerator the next one is copied while the last one is worked on."""
+    if not is_accelerator(device):
         for batch in batches:
             yield dict(batch)
         return
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    ahead = _copied(next(batches), device, stream)
+    copies = _copies_to(device)
+    ahead = copies.start(next(batches))
     while True:
-        torch.cuda.current_stream(device).wait_stream(stream)
-        current = ahead
-        for value in current.values():
-            if isinstance(value, Tensor):
-                value.record_stream(torch.cuda.current_stream(device))
-        ahead = _copied(next(batches), device, stream)
+        current = copies.finish(ahead)
+        ahead = copies.start(next(batches))
         yield current
 
 
-def _copied(batch: Mapping[str, Any], device: torch.device, stream: torch.cuda.Stream) -> dict[str, Any]:
-    with torch.cuda.stream(stream):
+class _OrderedCopies:
+    """Copies in the order of the device's other work, which then waits for them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def start(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         return {
-            name: value.pin_memory().to(device, non_blocking=True) if isinstance(value, Tensor) else value
+            name: value.pin_memory().to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
             for name, value in batch.items()
         }
+
+    def finish(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return batch
+
+
+class _CopiesBeside(_OrderedCopies):
+    """Copies on a stream of their own, beside the computation; CUDA and ROCm have such streams."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def start(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        with torch.cuda.stream(self._stream):
+            return super().start(batch)
+
+    def finish(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Batches are worked on by the current stream, so their memory may be used again when that is done."""
+        current = torch.cuda.current_stream(self.device)
+        current.wait_stream(self._stream)
+        for value in batch.values():
+            if isinstance(value, Tensor):
+                value.record_stream(current)
+        return batch
+
+
+def _copies_to(device: torch.device) -> _OrderedCopies:
+    return _CopiesBeside(device) if device.type == "cuda" else _OrderedCopies(device)
 
 
 def system_figures(device: torch.device) -> dict[str, float]:
