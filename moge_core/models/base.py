@@ -47,6 +47,11 @@ class MoGeModel(nn.Module, ABC):
     def dinov2(self) -> DinoVisionTransformer:
         """The vision transformer, wherever the version keeps it."""
 
+    @property
+    @abstractmethod
+    def head_blocks(self) -> list[nn.Module]:
+        """Modules after the transformer that hold most of the other weights and are each called as a whole."""
+
     @abstractmethod
     def forward(self, image: Tensor, num_tokens: int) -> dict[str, Tensor]:
         """Raw predictions in float32, differentiable.

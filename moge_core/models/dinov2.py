@@ -44,7 +44,7 @@ class DinoVisionTransformer(nn.Module):
         self.blocks = nn.ModuleList(
             TransformerBlock(shape.dim, shape.num_heads, swiglu=shape.swiglu) for _ in range(shape.depth)
         )
-        self.norm = nn.LayerNorm(shape.dim, eps=1e-6)
+        self.norm = LayerNorm(shape.dim, eps=1e-6)
         self.reset_parameters()
 
     def begin_from_scratch(self) -> None:
@@ -173,10 +173,10 @@ class TransformerBlock(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, *, swiglu: bool) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.norm1 = LayerNorm(dim, eps=1e-6)
         self.attn = Attention(dim, num_heads)
         self.ls1 = LayerScale(dim)
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.norm2 = LayerNorm(dim, eps=1e-6)
         self.mlp = SwiGLU(dim) if swiglu else Mlp(dim)
         self.ls2 = LayerScale(dim)
 
@@ -185,6 +185,15 @@ class TransformerBlock(nn.Module):
         tokens = tokens + self.ls1(self.attn(self.norm1(tokens)))
         out: Tensor = tokens + self.ls2(self.mlp(self.norm2(tokens)))
         return out
+
+
+class LayerNorm(nn.LayerNorm):
+    """Normalises in the precision of the tokens, also where the weights come in 16 bits (FSDP)."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
+        weight, bias = self.weight.to(tokens.dtype), self.bias.to(tokens.dtype)
+        return F.layer_norm(tokens, self.normalized_shape, weight, bias, self.eps)
 
 
 class Attention(nn.Module):

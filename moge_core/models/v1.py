@@ -50,6 +50,13 @@ class MoGeModelV1(MoGeModel):
         """The vision transformer."""
         return self.backbone
 
+    @property
+    def head_blocks(self) -> list[nn.Module]:
+        """Resamplers and residual blocks of the head, and its output blocks."""
+        return [layer for block in self.head.upsample_blocks for layer in block.children()] + list(
+            self.head.output_block
+        )
+
     def forward(self, image: Tensor, num_tokens: int) -> dict[str, Tensor]:
         """See `MoGeModel.forward`; the mask is trained towards 0 and 1 but not bounded by them."""
         check_image(image)

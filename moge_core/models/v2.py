@@ -44,6 +44,12 @@ class MoGeModelV2(MoGeModel):
         """The vision transformer."""
         return self.encoder.backbone
 
+    @property
+    def head_blocks(self) -> list[nn.Module]:
+        """Neck and heads."""
+        heads = [self.get_submodule(name) for name in self.dense_heads]
+        return [self.neck, *heads, *([self.scale_head] if self.scale_head is not None else [])]
+
     def forward(self, image: Tensor, num_tokens: int) -> dict[str, Tensor]:
         """See `MoGeModel.forward`; the mask is a probability, normals have unit length."""
         check_image(image)

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 
 from moge_core.errors import CheckpointError
 from moge_core.models import MoGeModel, build_model, check_version, init_backbone, load_weights
@@ -33,6 +32,8 @@ from moge_core.training.sharding import (
     gather_weights,
     own_weights_kept,
     put_local,
+    shard,
+    sharding_is_wanted,
 )
 
 logger = logging.getLogger(__name__)
@@ -61,6 +62,14 @@ class Network:
     model_config: Mapping[str, Any]
     token_range: tuple[int, int]
     sharded: bool = False
+
+    @contextlib.contextmanager
+    def synchronized(self, accelerator: Accelerator, *, wanted: bool) -> Iterator[None]:
+        """Ranks exchange gradients in a backward pass within the block, or add up their own."""
+        if self.sharded:
+            self.model.set_requires_gradient_sync(wanted)
+        with contextlib.nullcontext() if wanted or self.sharded else accelerator.no_sync(self.model):
+            yield
 
     def step_done(self) -> None:
         """Schedule and average after an optimiser step, made or skipped: both stay in phase."""
@@ -159,11 +168,16 @@ def build_network(
         logger.info("%d parameters are frozen", len(frozen))
     if flags.compile:
         compile_blocks(model)
+    sharded = sharding_is_wanted()
+    if sharded:
+        shard(model, accelerator)
     optimizer = build_optimizer(model, config.optimizer, fused=True)
     scheduler = build_lr_scheduler(optimizer, config.lr_scheduler)
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    if sharded:
+        wrapped, optimizer = model, accelerator.prepare_optimizer(optimizer, device_placement=False)
+    else:
+        wrapped, optimizer = accelerator.prepare(model, optimizer)
     raw_model: MoGeModel = accelerator.unwrap_model(wrapped)
-    sharded = accelerator.distributed_type == DistributedType.FSDP
     has_average = flags.enable_ema and (sharded or accelerator.is_main_process)
     return Network(
         model=wrapped,

@@ -2,22 +2,72 @@
 
 Checkpoints have the same contents with and without FSDP, so a run may go on either way. All functions are collective:
 every rank calls them.
+
+The transformer's weights travel and compute in 16 bits, all others in float32, and gradients are averaged in float32.
+accelerate knows one policy for all, and no FSDP on CPUs, so its configuration is obeyed and models are sharded here.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
+import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import FullyShardedDataParallelPlugin
 from torch import nn
+
+from moge_core.models import MoGeModel
+
+_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def sharding_is_wanted() -> bool:
+    """Whether this process was launched with an FSDP configuration."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" and torch.distributed.is_initialized()
+
+
+def shard(model: MoGeModel, accelerator: Accelerator) -> None:
+    """Spread a model over all ranks in units that are gathered one after the other: transformer blocks, head blocks.
+
+    Args:
+        model: whole, on the CPU; in place.
+        accelerator: says the device and the precision.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, OffloadPolicy, fully_shard
+
+    plugin = FullyShardedDataParallelPlugin()  # what the launcher passed on of the configuration file
+    common: dict[str, Any] = {
+        "mesh": init_device_mesh(accelerator.device.type, (accelerator.num_processes,)),
+        "offload_policy": plugin.cpu_offload if isinstance(plugin.cpu_offload, OffloadPolicy) else OffloadPolicy(),
+    }
+    # Activations keep their type: autocast rounds what goes into products, and the sum that runs through the blocks
+    # stays float32, as without FSDP.
+    single = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
+    half = replace(single, param_dtype=_HALF.get(accelerator.mixed_precision))
+    for policy, units in ((half, model.dinov2.blocks), (single, model.head_blocks)):
+        for unit in units:
+            fully_shard(unit, mp_policy=policy, reshard_after_forward=bool(plugin.reshard_after_forward), **common)
+    fully_shard(model, mp_policy=single, **common)
+    # Outputs are only read.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
 
 
 def local(value: torch.Tensor) -> torch.Tensor:
     """This rank's part of a tensor, or the tensor itself where it is not spread."""
     to_local = getattr(value, "to_local", None)
     return to_local() if to_local is not None else value
+
+
+def whole(value: torch.Tensor) -> torch.Tensor:
+    """A tensor that is spread over the ranks, on each of them; others as they are."""
+    full_tensor = getattr(value, "full_tensor", None)
+    return full_tensor() if full_tensor is not None else value
 
 
 def gather_model(model: nn.Module) -> dict[str, Any]:
@@ -49,7 +99,11 @@ def deal_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, state: Ma
         "param_groups": [{**group, "params": [names[n] for n in group["params"]]} for group in state["param_groups"]],
     }
     states = _states()
-    states.set_optimizer_state_dict(model, optimizer, named, options=states.StateDictOptions(full_state_dict=True))
+    # Weights that never get a gradient have no state. Torch would want one, or makes one of zeros.
+    options = states.StateDictOptions(full_state_dict=True, strict=False)
+    states.set_optimizer_state_dict(model, optimizer, named, options=options)
+    for parameter in [each for each in optimizer.state if name_of[id(each)] not in named["state"]]:
+        del optimizer.state[parameter]
 
 
 def gather_weights(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> dict[str, Any]:

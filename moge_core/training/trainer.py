@@ -8,7 +8,6 @@ import logging
 import math
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -34,6 +33,7 @@ from moge_core.training.pictures import PredictionPictures
 from moge_core.training.preflight import DatasetIdentity
 from moge_core.training.provenance import Provenance
 from moge_core.training.reporting import Report
+from moge_core.training.sharding import whole
 from moge_core.training.tracking import MetricsFile, Observer, finite_only
 from moge_core.training.validation import score_held_out, split_datasets
 from moge_core.training.workspace import RunStatus, Workspace, write_json
@@ -183,7 +183,7 @@ class Trainer:
         for micro in range(num_micro):
             with self.clock.stage("wait"):
                 batch = next(batches)
-            with self._synchronize_only(micro == num_micro - 1):
+            with self.network.synchronized(self.accelerator, wanted=micro == num_micro - 1):
                 with self.clock.stage("forward"), self.accelerator.autocast():
                     output = self.network.model(batch["image"], num_tokens)
                 with self.clock.stage("losses"):
@@ -211,7 +211,7 @@ class Trainer:
             # DDP has averaged over ranks what is to be averaged over instances.
             torch._foreach_mul_(gradients, self.accelerator.num_processes / num_valid)
             norm = self.accelerator.clip_grad_norm_(self.network.model.parameters(), MAX_GRADIENT_NORM)
-            if bool(torch.isfinite(norm)):
+            if bool(torch.isfinite(whole(norm))):
                 self.network.optimizer.step()
                 self.skips.went_well()
             elif self.accelerator.scaler is None:
@@ -225,11 +225,6 @@ class Trainer:
         self.network.optimizer.zero_grad(set_to_none=True)
         if reason is not None:
             self.skips.skipped(step, reason, self.loader, losses)
-
-    def _synchronize_only(self, last: bool) -> AbstractContextManager[Any]:
-        """Ranks exchange gradients with the last micro-batch of a step only."""
-        context: AbstractContextManager[Any] = nullcontext() if last else self.accelerator.no_sync(self.network.model)
-        return context
 
     def draw_num_tokens(self, step: int) -> int:
         """Tokens of a step, equal on all ranks and after a resume, since they depend on (seed, step) alone."""
