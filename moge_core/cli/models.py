@@ -119,7 +119,7 @@ def replay_metrics_command(workspace: Path, tracking_uri: str | None, run_id: st
 @click.option("--device", default=None, help="cpu, cuda, cuda:1, ... Default: a GPU where there is one.")
 @click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16"]), default="fp32", show_default=True)
 @click.option("--batch-size", type=click.IntRange(1), default=1, show_default=True, help="Images of one size at once.")
-@click.option("--compile", "compiled", is_flag=True, help="Compile the network: slow start, faster for many images.")
+@click.option("--compile", "compiled", is_flag=True, help="Compile the encoder: slow start, faster for many images.")
 @verbose
 def infer_command(
     source: Path,
@@ -153,7 +153,7 @@ def infer_command(
         raise InputError("--device", "must be a device of this machine", found=f"{device}: {error}") from error
     model.use_channels_last()
     if compiled:
-        model.compile(dynamic=True)
+        model.compile_blocks()
     edge = None if math.isinf(threshold) else threshold
     with progress_bar("Predicting") as progress:
         report = infer_path(model, source, out, threshold=edge, progress=progress, **options)

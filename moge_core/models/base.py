@@ -85,6 +85,15 @@ class MoGeModel(nn.Module, ABC):
         super()._apply(convert, recurse)  # type: ignore[no-untyped-call]
         return self
 
+    def compile_blocks(self) -> None:
+        """Compile the transformer's blocks, where most of the time goes: once for all of them and any number of tokens.
+
+        What follows sees maps of every size; compiling that for each would take longer than it saves, and torch gives
+        up after a few.
+        """
+        for block in self.dinov2.blocks:
+            block.compile(dynamic=True)
+
     def use_channels_last(self) -> None:
         """Keep weights of convolutions outside the encoder channels last: the same results up to a quarter sooner."""
         for module in self.children():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -167,7 +166,7 @@ def build_network(
     if frozen:
         logger.info("%d parameters are frozen", len(frozen))
     if flags.compile:
-        compile_blocks(model)
+        model.compile_blocks()
     sharded = sharding_is_wanted()
     if sharded:
         shard(model, accelerator)
@@ -189,13 +188,3 @@ def build_network(
         token_range=model.num_tokens_range,
         sharded=sharded,
     )
-
-
-def compile_blocks(model: MoGeModel) -> None:
-    """Compile the backbone's blocks, where most of the time goes, once for any number of tokens.
-
-    The heads see maps of every size that the loader draws; compiling them for each would take longer than it saves.
-    """
-    for name, module in model.named_modules():
-        if re.search(r"backbone\.blocks\.\d+$", name):
-            module.compile(dynamic=True)

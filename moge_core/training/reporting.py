@@ -16,6 +16,7 @@ from moge_core.errors import MoGeError, TrainingError
 from moge_core.loading import TrainLoader
 from moge_core.loading.stages import StageClock
 from moge_core.training.devices import system_figures
+from moge_core.training.timing import DeviceClock
 from moge_core.training.tracking import Observer, Observers
 from moge_core.training.workspace import RunStatus, Workspace
 
@@ -71,7 +72,9 @@ class Report:
         ) as self._progress:
             yield self._progress
 
-    def log(self, step: int, metrics: Mapping[str, float], clock: StageClock, loader: TrainLoader) -> None:
+    def log(
+        self, step: int, metrics: Mapping[str, float], clock: StageClock | DeviceClock, loader: TrainLoader
+    ) -> None:
         """Metrics of the run, and what this process spent since the last log."""
         now = time.perf_counter()
         steps, seconds = max(step - self._logged_step, 1), max(now - self._logged_at, 1e-9)

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from moge_core.errors import ConfigError, MoGeError, NonFiniteError, TrainingError
 from moge_core.loading import TrainLoader
-from moge_core.loading.stages import StageClock
 from moge_core.training.checkpoint_writer import CheckpointWriter
 from moge_core.training.checkpoints import TrainingState, load_training_state, parent_of
 from moge_core.training.config import TrainConfig
@@ -34,6 +33,7 @@ from moge_core.training.preflight import DatasetIdentity
 from moge_core.training.provenance import Provenance
 from moge_core.training.reporting import Report
 from moge_core.training.sharding import whole
+from moge_core.training.timing import clock_for
 from moge_core.training.tracking import MetricsFile, Observer, finite_only
 from moge_core.training.validation import score_held_out, split_datasets
 from moge_core.training.workspace import RunStatus, Workspace, write_json
@@ -74,7 +74,7 @@ class Trainer:
         self.global_batch = (
             flags.batch_size_forward * flags.gradient_accumulation_steps * self.accelerator.num_processes
         )
-        self.clock = StageClock()
+        self.clock = clock_for(self.device)
         self.stop_requested = False
 
         restored = self._load_checkpoint()
@@ -247,7 +247,7 @@ class Trainer:
         rates = {f"learning_rate.group_{i}": float(rate) for i, rate in enumerate(self.network.scheduler.get_last_lr())}
         counts = {"skipped_steps": float(self.skips.total), "skipped_instances": float(self._num_failures())}
         self.report.log(step, {**means, **rates, **counts, **scores}, self.clock, self.loader)
-        self.clock = StageClock()
+        self.clock = clock_for(self.device)
 
     def _num_failures(self) -> int:
         """Draws that could not be used since the run began, over all ranks and restarts."""

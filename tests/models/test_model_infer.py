@@ -166,3 +166,22 @@ def test_a_field_of_view_comes_as_number_list_array_or_tensor() -> None:
 def test_an_image_out_of_range_is_refused(image: Tensor) -> None:
     with pytest.raises(InputError, match="image"):
         tiny("v1").infer(image, num_tokens=6)
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_blocks_are_compiled_once_for_all_sizes_of_images(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Everything but making machine code, which takes a minute.
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: compile_module(self, backend="eager", **how))
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    model, plain = tiny(version), tiny(version)
+    model.compile_blocks()
+    for number, size in enumerate([(42, 56), (56, 42), (70, 98), (31, 44)], start=1):
+        image = torch.rand(number, 3, *size)
+        result = model.infer(image, fov_x=60, num_tokens=8 + 5 * number)
+        expected = plain.infer(image, fov_x=60, num_tokens=8 + 5 * number)
+        torch.testing.assert_close(result["depth"], expected["depth"])
+    assert counters["stats"]["unique_graphs"] <= 2  # a batch of one image may have its own
+    assert not counters["graph_break"]
