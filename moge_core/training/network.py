@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from torch.nn.parallel import DistributedDataParallel
 
 from moge_core.errors import CheckpointError
 from moge_core.models import MoGeModel, build_model, check_version, init_backbone, load_weights
@@ -162,6 +163,10 @@ def build_network(
     optimizer = build_optimizer(model, config.optimizer, fused=True)
     scheduler = build_lr_scheduler(optimizer, config.lr_scheduler)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
+    if isinstance(wrapped, DistributedDataParallel):
+        # The buffers are mean and deviation of images, constants that no step needs to send. torch warns of the
+        # argument that says so.
+        wrapped.broadcast_buffers = False
     raw_model: MoGeModel = accelerator.unwrap_model(wrapped)
     sharded = accelerator.distributed_type == DistributedType.FSDP
     has_average = flags.enable_ema and (sharded or accelerator.is_main_process)
