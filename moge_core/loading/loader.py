@@ -11,7 +11,7 @@ import os
 import time
 import weakref
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal
 
@@ -73,6 +73,7 @@ class TrainLoader:
         prefetch_batches: most batches to have loaded or in work ahead; by default two for each worker and two more.
         prefetch_bytes: most bytes of these together.
         stall_timeout_s: how long a batch may take before its worker is taken for stuck and replaced.
+        on_round: called by a thread, every few seconds at least, as long as that looks after the workers.
 
     Raises:
         MissingIndexError: a dataset has no index where the configuration says one is.
@@ -98,6 +99,7 @@ class TrainLoader:
         prefetch_batches: int | None = None,
         prefetch_bytes: int = 2 << 30,
         stall_timeout_s: float = 600.0,
+        on_round: Callable[[], None] = lambda: None,
     ) -> None:
         config = data if isinstance(data, DataConfig) else parse_as(DataConfig, data, "data")
         self._layout = BatchLayout(batch_size, accumulation, rank, world_size)
@@ -114,6 +116,7 @@ class TrainLoader:
         self._log = FailureLog(max_failure_share, path=failures_path)
         self._prefetch_batches = 2 * self._num_workers + 2 if prefetch_batches is None else prefetch_batches
         self._prefetch_bytes, self._stall_timeout_s = prefetch_bytes, stall_timeout_s
+        self._on_round = on_round
         if self._prefetch_batches < 1 or prefetch_bytes < 1:
             raise InputError("prefetch_batches and prefetch_bytes", "must be at least 1")
         self._largest_batch = BlockLayout.bound(batch_size, _max_pixels(config))
@@ -230,6 +233,7 @@ class TrainLoader:
                 prefetch_batches=self._prefetch_batches,
                 prefetch_bytes=self._prefetch_bytes,
                 stall_timeout_s=self._stall_timeout_s,
+                on_round=self._on_round,
             )
             # Also when the loader is dropped or the interpreter ends without `close`.
             self._end_pool = weakref.finalize(self, self._pool.close)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 
@@ -16,19 +16,24 @@ class StageClock:
         cpu: processor seconds of this process, by stage.
         wall: seconds that passed, by stage; what exceeds `cpu` was spent waiting, for a disk for instance.
         counts: how often things happened, by name.
+        on_enter: is told of each stage that begins and gives the one before, of which it is told when the stage ends.
     """
 
     cpu: dict[str, float] = field(default_factory=dict)
     wall: dict[str, float] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
+    on_enter: Callable[[str], str] | None = None
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Counts the time of the `with` block, also if it ends in an error."""
         cpu, wall = time.process_time(), time.perf_counter()
+        before = self.on_enter(name) if self.on_enter else ""
         try:
             yield
         finally:
+            if self.on_enter:
+                self.on_enter(before)
             self._add(name, time.process_time() - cpu, time.perf_counter() - wall)
 
     def count(self, name: str, number: int = 1) -> None:

@@ -87,6 +87,7 @@ class WorkerPool:
         prefetch_batches: most batches that are loaded or being loaded and not yet asked for.
         prefetch_bytes: most bytes of these together; one batch may always be loaded.
         stall_timeout_s: how long one batch may take before its worker is taken for stuck and replaced.
+        on_round: called by a thread of the pool, every few seconds at least, as long as that looks after the workers.
     """
 
     def __init__(
@@ -99,10 +100,11 @@ class WorkerPool:
         prefetch_batches: int,
         prefetch_bytes: int,
         stall_timeout_s: float = 600.0,
+        on_round: Callable[[], None] = lambda: None,
     ) -> None:
         self._recipes, self._plans = list(recipes), plans
         self._max_ahead, self._max_bytes = prefetch_batches, prefetch_bytes
-        self._stall_timeout_s = stall_timeout_s
+        self._stall_timeout_s, self._on_round = stall_timeout_s, on_round
         self._arena = Arena(max_batch_bytes)
         self._changed = threading.Condition()
         self._ready: dict[int, Delivery] = {}
@@ -181,6 +183,7 @@ class WorkerPool:
                     else:
                         self._take_from(waiting[source])  # type: ignore[index]
                 self._replace_stuck()
+                self._on_round()
         except BaseException as error:
             if not self._closing:
                 with self._changed:

@@ -105,6 +105,12 @@ class RunFlags(StrictModel):
     max_skipped: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Steps in a row whose losses or gradients may be non-finite (default 20)."
     )
+    hang_timeout_s: Annotated[float, Field(ge=0, le=86_400)] | None = Field(
+        None,
+        description="Seconds without a finished step, or a finished part of one, after which the training is taken for "
+        "hung: stacks are written, and it ends and can be resumed. Saving, scoring, drawing and compiling may take an "
+        "hour more; 0 watches nothing (default 600).",
+    )
     compile: bool | None = Field(
         None, description="Compile the backbone's blocks with torch.compile: slow start, faster steps (default false)."
     )

@@ -16,9 +16,10 @@ from torch import Tensor
 from moge_core.accelerators import is_accelerator
 from moge_core.errors import ConfigError
 from moge_core.training.flags import TrainFlags
+from moge_core.training.watcher import longest_stage_s
 
-# A rank may wait this long for another one that evaluates, draws or saves.
-_PATIENCE = timedelta(minutes=60)
+# A collective's limit ends a rank by an abort that Python never sees, so it lies above the longest of the watchdog's.
+_PATIENCE_AFTER_WATCHDOG_S = 600.0
 
 
 def build_accelerator(flags: TrainFlags) -> Accelerator:
@@ -35,12 +36,25 @@ def build_accelerator(flags: TrainFlags) -> Accelerator:
         precision = "bf16" if not cpu and torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     if cpu and precision == "fp16":
         raise ConfigError("--mixed_precision fp16", "needs a GPU", fix="Use `no` or `bf16` on a CPU.")
+    patience_s = longest_stage_s(flags.hang_timeout_s) + _PATIENCE_AFTER_WATCHDOG_S
+    if flags.hang_timeout_s > 0:
+        # After 8 minutes NCCL's own monitor aborts a process whose NCCL thread got stuck, with its stack untold.
+        os.environ.setdefault("TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC", f"{patience_s:.0f}")
     handlers = [
         # Every output takes part in the objective, so no rank needs to search for unused parameters.
         DistributedDataParallelKwargs(find_unused_parameters=False, gradient_as_bucket_view=True),
-        InitProcessGroupKwargs(timeout=_PATIENCE),
+        InitProcessGroupKwargs(timeout=timedelta(seconds=patience_s)),
     ]
     return Accelerator(mixed_precision=precision, cpu=cpu, kwargs_handlers=handlers)
+
+
+def leave_process_group() -> None:
+    """Undo the connection of the ranks, when all of them are done with it; torch warns of those that do not.
+
+    Not after an error: what other ranks still wait for would be waited for here.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def on_device(batches: Iterator[Mapping[str, Any]], device: torch.device) -> Iterator[dict[str, Any]]:

@@ -47,6 +47,7 @@ class TrainFlags:
     num_workers: int | None = None
     max_failure_share: float = 0.01
     max_skipped: int = 20
+    hang_timeout_s: float = 600.0
     compile: bool = False
     accept_index_change: bool = False
     dry_run: bool = False
@@ -121,6 +122,7 @@ OPTIONS = [
     _option("num_workers", click.IntRange(0), _described("num_workers")),
     _option("max_failure_share", click.FloatRange(0, 1), _described("max_failure_share")),
     _option("max_skipped", click.IntRange(1), _described("max_skipped")),
+    _option("hang_timeout_s", click.FloatRange(0, 86_400), _described("hang_timeout_s")),
     _option("compile", click.BOOL, _described("compile")),
     _option("accept_index_change", click.BOOL, _described("accept_index_change")),
     click.option(

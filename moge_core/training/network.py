@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch.nn.parallel import DistributedDataParallel
 
 from moge_core.errors import CheckpointError
 from moge_core.models import MoGeModel, build_model, check_version, init_backbone, load_weights
@@ -176,6 +177,10 @@ def build_network(
         wrapped, optimizer = model, accelerator.prepare_optimizer(optimizer, device_placement=False)
     else:
         wrapped, optimizer = accelerator.prepare(model, optimizer)
+    if isinstance(wrapped, DistributedDataParallel):
+        # The buffers are mean and deviation of images, constants that no step needs to send. torch warns of the
+        # argument that says so.
+        wrapped.broadcast_buffers = False
     raw_model: MoGeModel = accelerator.unwrap_model(wrapped)
     has_average = flags.enable_ema and (sharded or accelerator.is_main_process)
     return Network(

@@ -12,11 +12,11 @@ import torch
 from moge_core.loading.stages import StageClock
 
 
-def clock_for(device: torch.device) -> StageClock | DeviceClock:
-    """A clock for phases whose work goes to `device`."""
+def clock_for(device: torch.device, on_enter: Callable[[str], str] | None = None) -> StageClock | DeviceClock:
+    """A clock for phases whose work goes to `device`; `on_enter` as of `StageClock`."""
     if device.type != "cuda":
-        return StageClock()
-    return DeviceClock(lambda: torch.cuda.Event(enable_timing=True))  # type: ignore[no-untyped-call]
+        return StageClock(on_enter=on_enter)
+    return DeviceClock(lambda: torch.cuda.Event(enable_timing=True), on_enter)  # type: ignore[no-untyped-call]
 
 
 class DeviceClock:
@@ -28,10 +28,11 @@ class DeviceClock:
 
     Args:
         new_event: makes a mark with `record()`, `query()`, `synchronize()` and `elapsed_time(other)` in milliseconds.
+        on_enter: as of `StageClock`.
     """
 
-    def __init__(self, new_event: Callable[[], Any]) -> None:
-        self._new_event = new_event
+    def __init__(self, new_event: Callable[[], Any], on_enter: Callable[[str], str] | None = None) -> None:
+        self._new_event, self._on_enter = new_event, on_enter
         self._spare: list[Any] = []
         self._under_way: deque[tuple[str, Any, Any]] = deque()
         self._seconds: dict[str, float] = {}
@@ -40,9 +41,12 @@ class DeviceClock:
     def stage(self, name: str) -> Iterator[None]:
         """Counts what the device does for the `with` block, also if it ends in an error."""
         begin = self._mark()
+        before = self._on_enter(name) if self._on_enter else ""
         try:
             yield
         finally:
+            if self._on_enter:
+                self._on_enter(before)
             self._under_way.append((name, begin, self._mark()))
             # So that no more marks are kept than the device is behind; asking does not make the host wait.
             while self._under_way and self._under_way[0][2].query():

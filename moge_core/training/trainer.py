@@ -21,7 +21,7 @@ from moge_core.loading import TrainLoader
 from moge_core.training.checkpoint_writer import CheckpointWriter
 from moge_core.training.checkpoints import TrainingState, load_training_state, parent_of
 from moge_core.training.config import TrainConfig
-from moge_core.training.devices import build_accelerator, on_device
+from moge_core.training.devices import build_accelerator, leave_process_group, on_device
 from moge_core.training.flags import TrainFlags
 from moge_core.training.metrics import MetricSums
 from moge_core.training.mlflow_tracking import MLflowTracker
@@ -36,6 +36,7 @@ from moge_core.training.sharding import whole
 from moge_core.training.timing import clock_for
 from moge_core.training.tracking import MetricsFile, Observer, finite_only
 from moge_core.training.validation import score_held_out, split_datasets
+from moge_core.training.watchdog import Watchdog
 from moge_core.training.workspace import RunStatus, Workspace, write_json
 
 logger = logging.getLogger(__name__)
@@ -71,10 +72,18 @@ class Trainer:
         self.workspace = Workspace(flags.workspace)
         self.is_main: bool = self.accelerator.is_main_process
         self.rank: int = self.accelerator.process_index
+        self.watchdog = Watchdog(
+            self.workspace.path,
+            0 if flags.dry_run else flags.hang_timeout_s,
+            rank=self.rank,
+            world_size=self.accelerator.num_processes,
+            num_iterations=flags.num_iterations,
+            compiles=flags.compile,
+        )
         self.global_batch = (
             flags.batch_size_forward * flags.gradient_accumulation_steps * self.accelerator.num_processes
         )
-        self.clock = clock_for(self.device)
+        self.clock = clock_for(self.device, on_enter=self.watchdog.enter)
         self.stop_requested = False
 
         restored = self._load_checkpoint()
@@ -123,7 +132,8 @@ class Trainer:
                 return self._train_on()
             except BaseException as error:
                 try:
-                    self._finish_saving()
+                    with self.watchdog.stage("end"):
+                        self._finish_saving()
                 except Exception as second:  # the first error is the one to tell
                     logger.warning("%s", second)
                 cause = self.report.cause_of(error)
@@ -134,16 +144,21 @@ class Trainer:
                     raise cause from error
                 raise
             finally:
-                self.writer.close()
+                with self.watchdog.stage("end"):
+                    self.writer.close()
+                self.watchdog.close()
 
     def _train_on(self) -> RunStatus:
         last = self.flags.num_iterations - 1
         with _collecting_garbage_on_schedule(), self.report.progress() as progress, self.loader:
             batches = on_device(self.loader, self.device)
+            self.watchdog.finished(self.first_step - 1)
             for step in range(self.first_step, self.flags.num_iterations):
                 stop = self.train_step(step, batches)
+                self.watchdog.finished(step)
 
-                scores = self._evaluate(step) if self._evaluates_at(step, last) else {}
+                with self.watchdog.stage("evaluate"):
+                    scores = self._evaluate(step) if self._evaluates_at(step, last) else {}
                 # Not where it stops: what has been summed up is saved, and logged when an uninterrupted run would.
                 if self._is_due(step, self.flags.log_every) or step == last or scores:
                     self._log(step, scores)
@@ -151,7 +166,8 @@ class Trainer:
                 if step % self.flags.save_every == 0 or step == last or stop or is_best:
                     self.save(step, is_best=is_best)
                 if self.pictures and (self._is_due(step, self.flags.vis_every) or step == last):
-                    self._draw(step)
+                    with self.watchdog.stage("pictures"):
+                        self._draw(step)
                 self._tell_of_checkpoints()
                 if step % _STEPS_BETWEEN_COLLECTIONS == _STEPS_BETWEEN_COLLECTIONS - 1:
                     gc.collect()
@@ -165,9 +181,11 @@ class Trainer:
 
     def _end(self, state: Literal["finished", "interrupted"], reason: str, step: int, *, resumable: bool) -> RunStatus:
         """Leave no rank behind: a launcher ends the others soon after the first is gone."""
-        self._finish_saving()
-        status = self.report.end(state, reason, step, self.loader, resumable=resumable)
-        self.accelerator.wait_for_everyone()
+        with self.watchdog.stage("end"):
+            self._finish_saving()
+            status = self.report.end(state, reason, step, self.loader, resumable=resumable)
+            self.accelerator.wait_for_everyone()
+            leave_process_group()
         return status
 
     # --- one step ---
@@ -247,7 +265,7 @@ class Trainer:
         rates = {f"learning_rate.group_{i}": float(rate) for i, rate in enumerate(self.network.scheduler.get_last_lr())}
         counts = {"skipped_steps": float(self.skips.total), "skipped_instances": float(self._num_failures())}
         self.report.log(step, {**means, **rates, **counts, **scores}, self.clock, self.loader)
-        self.clock = clock_for(self.device)
+        self.clock = clock_for(self.device, on_enter=self.watchdog.enter)
 
     def _num_failures(self) -> int:
         """Draws that could not be used since the run began, over all ranks and restarts."""
@@ -370,6 +388,7 @@ class Trainer:
             instances=self.split.train if self.split else None,
             max_failure_share=flags.max_failure_share,
             failures_path=self.workspace.failures_path(self.rank),
+            on_round=self.watchdog.loader_lives,
         )
         self.loader.load_state_dict({**self.loader.state_dict(), "step": self.first_step})
         self.loader.failure_window = self.failure_window

@@ -11,6 +11,8 @@
     ├── tracking.json                 which MLflow run it is, and what has been sent there
     ├── best.json                     step and score of the best checkpoint, with --eval_every
     ├── bad_batches/                  batches of steps that had to be skipped
+    ├── stacks/{step}_{time}/         where every rank stood when the training hung
+    ├── .heartbeats/                  what the watchers of several ranks tell each other
     ├── checkpoint/{step:08d}.pt      model, with {step}_optimizer.pt, {step}_ema.pt and {step}.json, its manifest
     ├── checkpoint/latest.pt          the newest step, in the published form
     └── vis/                          pictures and point clouds

@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from launches import LAUNCH, NO_THREADS, wait_for
 
 from moge_core.evaluation import score_model
 from moge_core.loading import TrainLoader
@@ -26,12 +27,6 @@ from moge_core.training import ExitCode, Workspace, load_train_config, main
 from moge_core.training.mlflow_tracking import replay_metrics
 
 Config = Callable[..., Path]
-NO_THREADS = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-LAUNCH = [
-    *(sys.executable, "-m", "accelerate.commands.launch"),
-    "--multi_gpu",  # what makes accelerate start several processes; without GPUs they talk through gloo
-    *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
-]
 
 
 def arguments(config: Path, workspace: Path, *flags: str) -> list[str]:
@@ -62,13 +57,6 @@ def kill(process: Any) -> None:
 def num_lines(workspace: Path) -> int:
     path = workspace / "metrics.jsonl"
     return len(path.read_text().splitlines()) if path.is_file() else 0
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not get there"
-        time.sleep(0.02)
 
 
 def tensors_of(path: Path) -> dict[str, torch.Tensor]:
@@ -454,7 +442,7 @@ def test_a_rank_that_dies_takes_the_others_down_with_a_clear_message(
     ranks = {
         int(child.environ()["RANK"]): child
         for child in psutil.Process(process.pid).children(recursive=True)
-        if "RANK" in child.environ() and "moge_core.loading" not in " ".join(child.cmdline())
+        if "RANK" in child.environ() and "moge_core.training" in child.cmdline()
     }
     began = time.monotonic()
     ranks[victim].kill()
