@@ -12,6 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from moge_core.accelerators import Platform, find_accelerators
+from moge_core.device_leases import holders, leases_folder
+
 DISTRIBUTION = "moge-pipeline"
 _GIB = 1 << 30
 _LEAST_FREE_GIB = 10
@@ -56,6 +59,7 @@ def check_machine(folder: str | Path = ".") -> list[Check]:
         *_packages(),
         *_system_libraries(),
         *_torch(),
+        *_leases(),
         *_disk(Path(folder)),
         *_limits(),
         *_mlflow(),
@@ -127,12 +131,25 @@ def _torch() -> Iterator[Check]:
     if not torch.cuda.is_available():
         built = torch.version.cuda or torch.version.hip
         why = f"built for {built}, but no device is seen (driver?)" if built else "this torch is built for the CPU only"
-        fix = "For training at full size install a CUDA build of torch: https://pytorch.org/get-started/locally"
+        here = find_accelerators()
+        if here.names:
+            why = f"{', '.join(here.names)} ({here.platform.value}) cannot be used: {why}"
+        build = "ROCm" if here.platform is Platform.ROCM else "CUDA"
+        fix = f"For training at full size install a {build} build of torch: https://pytorch.org/get-started/locally"
         yield Check("GPU", False, why, fix, needed=False)
         return
     for i in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(i)
         yield Check(f"GPU {i}", True, f"{device.name}, {device.total_memory / _GIB:.0f} GiB")
+
+
+def _leases() -> Iterator[Check]:
+    """Who works on the devices; nothing is said on a machine without any."""
+    here = find_accelerators()
+    if here.names:
+        taken = holders(here)
+        told = [f"{name}: {taken.get(name, 'free')}" for name in here.names]
+        yield Check("GPU leases", True, f"{'; '.join(told)} (kept in {leases_folder()})", needed=False)
 
 
 def _limits() -> Iterator[Check]:

@@ -7,8 +7,8 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+from moge_core.accelerators import visible_accelerators
 from moge_core.datasets.parallel import num_cores
 from moge_core.training import RunFlags, Workspace
 from moge_core.training.mlflow_tracking import GRACE_VARIABLE
@@ -26,6 +26,8 @@ def launch_command(flags: RunFlags, workspace: Workspace, checkpoint: str | None
         "--num_machines": 1,
         "--mixed_precision": flags.mixed_precision or "no",
         "--dynamo_backend": "no",
+        # Else that of `accelerate config`, which would take the place of the devices that this training was given.
+        "--gpu_ids": "all",
         "--num_cpu_threads_per_process": os.environ.get("OMP_NUM_THREADS") or num_threads,
     }
     argv = [sys.executable, "-m", ACCELERATE]
@@ -88,8 +90,8 @@ def fitted_to(argv: Sequence[str], machine: Machine) -> list[str]:
 
 
 def has_gpu() -> bool:
-    """Whether an NVIDIA device is visible, told without torch."""
-    return os.environ.get("CUDA_VISIBLE_DEVICES") != "" and any(Path("/dev").glob("nvidia[0-9]*"))
+    """Whether a process that is started now would see an accelerator, told without torch."""
+    return bool(visible_accelerators())
 
 
 def patience(grace_s: float) -> dict[str, str]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import dagster as dg
 
+from moge_core.accelerators import configure_allocator
 from moge_pipeline.catalog import project_root, read_catalog
 from moge_pipeline.defs.conditions import automation_sensors
 from moge_pipeline.defs.datasets.assets import index_asset, raw_asset
@@ -83,5 +84,8 @@ _ROOT = project_root()
 if Path.cwd() != _ROOT:
     # Relative dataset paths start at the project's folder, wherever Dagster was started.
     os.environ.setdefault("MOGE_DATA_ROOT", str(_ROOT))
+
+# Steps load this module before they import torch, and hand their environment on.
+configure_allocator()
 
 defs = build_definitions(_ROOT)

@@ -20,6 +20,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from moge_core.accelerators import allocator_environment
 from moge_pipeline.accelerate_command import ACCELERATE, Machine, fitted_to, patience
 from moge_pipeline.process_tree import ProcessTree
 
@@ -69,7 +70,7 @@ def run(command: Sequence[str], grace_s: float, heartbeat: Heartbeat) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: asked.append(signal.Signals(number).name))
     machine = machine_of_task()
-    environment = {**patience(grace_s), **os.environ}
+    environment = {**patience(grace_s), **os.environ, **allocator_environment()}
     tree = ProcessTree(fitted_to(command, machine), environment, Path.cwd(), grace_s=grace_s, spared=ACCELERATE)
     while True:
         try:

@@ -13,6 +13,7 @@ from typing import Any
 
 from dagster_pipes import PipesContext, open_dagster_pipes
 
+from moge_core.accelerators import configure_allocator
 from moge_core.training import RunStatus, Workspace, main
 from moge_pipeline.process_guard import die_with_parent
 
@@ -106,4 +107,5 @@ def run(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    configure_allocator()  # before the training imports torch
     sys.exit(run(sys.argv[1:]))

@@ -33,12 +33,14 @@ from pathlib import Path
 import click
 
 from moge_core import __version__
+from moge_core.accelerators import configure_allocator
 from moge_core.cli import completion, datasets, importing, importing_scenes, lineage, loading, models, report
 from moge_core.cli.common import EXIT_FINDINGS, Commands, verbose
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; the entry point of the `moge` script."""
+    configure_allocator()  # before a command imports torch
     cli.main(args=None if argv is None else list(argv), prog_name="moge")
 
 

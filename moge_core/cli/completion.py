@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from moge_core.cli.common import EXIT_FINDINGS, depth_option, index_option, prog
     help="Relative error after the best local alignment above which depth is dropped.",
 )
 @click.option("--overwrite", is_flag=True, help="Make results again that are up to date.")
-@click.option("--device", default=None, help="cpu, cuda, cuda:1, ... Default: a GPU where there is one.")
+@click.option("--device", default=None, help="cpu, cuda, cuda:1, ... Default: a GPU that is free, where there is one.")
 @verbose
 def complete_command(
     dataset: Path,
@@ -57,9 +58,13 @@ def complete_command(
     import torch
 
     from moge_core.completion import complete_dataset
+    from moge_core.device_leases import leased_device
     from moge_core.errors import InputError
     from moge_core.models import load_model
 
+    if device is None:
+        tell = functools.partial(click.echo, err=True)
+        device = click.get_current_context().with_resource(leased_device(f"moge complete {dataset}", tell))
     try:
         target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         model = load_model(model_name).to(target)

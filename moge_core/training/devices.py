@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, parse_flag_from_env
 from torch import Tensor
 
 from moge_core.accelerators import is_accelerator
@@ -23,19 +23,23 @@ _PATIENCE_AFTER_WATCHDOG_S = 600.0
 
 
 def build_accelerator(flags: TrainFlags) -> Accelerator:
-    """The accelerator of this process.
+    """The accelerator of this process: a GPU, or the CPU where there is none or `accelerate launch` was told so.
 
-    Without a `--mixed_precision` it takes bf16 on GPUs that have it, and float32 elsewhere.
+    Without a `--mixed_precision` it takes bf16 on GPUs that have it, and float32 elsewhere. Apple's GPUs are not used:
+    sums of float64, which keep metrics exact, do not exist there.
 
     Raises:
         ConfigError: fp16 on a CPU.
     """
-    cpu = not torch.cuda.is_available()
+    # What `--cpu` and `use_cpu: true` of a configuration file leave for the processes that are launched.
+    asked_for_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")
+    cpu = asked_for_cpu or not torch.cuda.is_available()
     precision = flags.mixed_precision
     if precision is None:
         precision = "bf16" if not cpu and torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     if cpu and precision == "fp16":
-        raise ConfigError("--mixed_precision fp16", "needs a GPU", fix="Use `no` or `bf16` on a CPU.")
+        why = "`accelerate launch` was told to use the CPU" if asked_for_cpu else "no GPU that this torch can use"
+        raise ConfigError("--mixed_precision fp16", "needs a GPU", found=why, fix="Use `no` or `bf16` on a CPU.")
     patience_s = longest_stage_s(flags.hang_timeout_s) + _PATIENCE_AFTER_WATCHDOG_S
     if flags.hang_timeout_s > 0:
         # After 8 minutes NCCL's own monitor aborts a process whose NCCL thread got stuck, with its stack untold.

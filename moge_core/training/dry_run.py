@@ -52,6 +52,8 @@ def dry_run(config: TrainConfig, flags: TrainFlags, datasets: Sequence[DatasetId
         trainer = Trainer(config, trial, datasets)
         try:
             return _measure(trainer, config, flags, datasets, parent)
+        except torch.OutOfMemoryError as error:
+            raise trainer.report.cause_of(error, sharded=trainer.network.sharded) from error
         finally:
             trainer.loader.close()
             trainer.writer.close()

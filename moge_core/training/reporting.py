@@ -16,6 +16,8 @@ from moge_core.errors import MoGeError, TrainingError
 from moge_core.loading import TrainLoader
 from moge_core.loading.stages import StageClock
 from moge_core.training.devices import system_figures
+from moge_core.training.flags import TrainFlags
+from moge_core.training.memory import Work, out_of_memory
 from moge_core.training.timing import DeviceClock
 from moge_core.training.tracking import Observer, Observers
 from moge_core.training.workspace import RunStatus, Workspace
@@ -26,13 +28,17 @@ logger = logging.getLogger(__name__)
 class Report:
     """The voice of one process of a training; rank 0 speaks for all, but any rank may say why it failed.
 
+    Attributes:
+        observers: hear of it, on rank 0.
+        work: what the network is at work on, as the trainer sets it.
+
     Args:
         workspace: whose status is kept.
         accelerator: of this process.
-        num_iterations: the end of the training.
+        flags: of the training.
         global_batch: images in a step.
         first_step: where the training begins.
-        observers: hear of it, on rank 0.
+        observers: become those of this process, on rank 0.
     """
 
     def __init__(
@@ -40,13 +46,14 @@ class Report:
         workspace: Workspace,
         accelerator: Accelerator,
         *,
-        num_iterations: int,
+        flags: TrainFlags,
         global_batch: int,
         first_step: int,
         observers: Sequence[Observer],
     ) -> None:
         self._workspace, self._accelerator = workspace, accelerator
-        self._num_iterations, self._global_batch = num_iterations, global_batch
+        self._flags, self._num_iterations, self._global_batch = flags, flags.num_iterations, global_batch
+        self.work: Work | None = None
         self._is_main: bool = accelerator.is_main_process
         self._logged_step, self._logged_at = first_step - 1, time.perf_counter()
         self._progress: Any = None
@@ -115,11 +122,15 @@ class Report:
                 logger.error("the ending (%s: %s) cannot be written: %s", state, reason, error)  # noqa: TRY400
         return status
 
-    def cause_of(self, error: BaseException) -> BaseException:
-        """What to tell of an error: the loss of another process and of memory have names."""
+    def cause_of(self, error: BaseException, *, sharded: bool) -> BaseException:
+        """What to tell of an error: the loss of another process has a name, a lack of memory its work and ways out.
+
+        Args:
+            error: that ended the training.
+            sharded: whether weights are spread over the processes.
+        """
         if isinstance(error, torch.OutOfMemoryError):
-            fix = "Halve --batch_size_forward and double --gradient_accumulation_steps."
-            return TrainingError("training", "must fit into the device's memory", found=error, fix=fix)
+            return out_of_memory(error, self.work, self._flags, sharded=sharded)
         num_processes: int = self._accelerator.num_processes
         if num_processes > 1 and isinstance(error, RuntimeError) and not isinstance(error, MoGeError):
             return TrainingError(

@@ -23,6 +23,7 @@ from moge_core.training.checkpoints import TrainingState, load_training_state, p
 from moge_core.training.config import TrainConfig
 from moge_core.training.devices import build_accelerator, leave_process_group, on_device
 from moge_core.training.flags import TrainFlags
+from moge_core.training.memory import Work
 from moge_core.training.metrics import MetricSums
 from moge_core.training.mlflow_tracking import MLflowTracker
 from moge_core.training.network import build_network
@@ -109,7 +110,7 @@ class Trainer:
         self.report = Report(
             self.workspace,
             self.accelerator,
-            num_iterations=flags.num_iterations,
+            flags=flags,
             global_batch=self.global_batch,
             first_step=self.first_step,
             observers=self._open_observers(observers) if self.is_main else [],
@@ -136,7 +137,7 @@ class Trainer:
                         self._finish_saving()
                 except Exception as second:  # the first error is the one to tell
                     logger.warning("%s", second)
-                cause = self.report.cause_of(error)
+                cause = self.report.cause_of(error, sharded=self.network.sharded)
                 reason = f"{type(cause).__name__}: {cause}"
                 resumable = not isinstance(cause, ConfigError | NonFiniteError)
                 self.report.end("failed", reason, self.saved_step, self.loader, resumable=resumable)
@@ -201,6 +202,7 @@ class Trainer:
         for micro in range(num_micro):
             with self.clock.stage("wait"):
                 batch = next(batches)
+            self.report.work = Work("training", num_tokens, batch["image"].shape)
             with self.network.synchronized(self.accelerator, wanted=micro == num_micro - 1):
                 with self.clock.stage("forward"), self.accelerator.autocast():
                     output = self.network.model(batch["image"], num_tokens)
@@ -281,6 +283,7 @@ class Trainer:
         scores: dict[str, float] = {}
         if self.is_main or self.network.sharded:
             num_tokens = sum(self.network.token_range) // 2
+            self.report.work = Work("evaluation", num_tokens)
             scores = score_held_out(self.network.raw_model, self.held_out, num_tokens)
             if self.network.ema is not None:
                 with self.network.averaged():

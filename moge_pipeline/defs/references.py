@@ -12,6 +12,9 @@ import dagster as dg
 
 from moge_pipeline.catalog import Catalog, DatasetEntry, FinetuneEntry, TrainingEntry
 
+GPU_POOL = "gpu"
+"""The pool of what uses a device: how many of them run at a time."""
+
 
 def owners_of(entry: TrainingEntry | FinetuneEntry) -> list[str]:
     """The owners that a configuration names."""
@@ -44,7 +47,7 @@ def trained_asset(
         check_specs=check_specs or None,
         automation_condition=automation_condition,
         kinds={"pytorch", "mlflow"},
-        pool="gpu",
+        pool=GPU_POOL,
         owners=owners_of(entry),
         metadata=code_references(entry.source),
     )

@@ -234,9 +234,30 @@ def test_accelerate_gets_every_choice_so_that_it_neither_asks_nor_warns(
     assert args.training_script_args == ["--config", str(tmp_path / "config.json"), "--workspace", str(tmp_path)]
 
 
-def test_a_gpu_is_seen_unless_it_is_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert not accelerate_command.has_gpu()
+def test_a_gpu_is_used_unless_it_is_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("MOGE_ACCELERATORS", "0")
+    assert "--cpu" not in launch_command(RunFlags(), Workspace(tmp_path), None)
+    for hidden in ("", "-1", "NoDevFiles"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        assert "--cpu" in launch_command(RunFlags(), Workspace(tmp_path), None)
+
+
+def test_the_devices_of_a_training_are_not_those_of_accelerates_own_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from accelerate.commands import launch
+    from accelerate.utils.launch import prepare_simple_launcher_cmd_env
+
+    mine = tmp_path / "default_config.yaml"
+    mine.write_text("compute_environment: LOCAL_MACHINE\ndistributed_type: 'NO'\ngpu_ids: '3'\nuse_cpu: false\n")
+    monkeypatch.setattr(launch, "default_config_file", str(mine))
+    monkeypatch.setattr("accelerate.commands.config.config_args.default_config_file", str(mine))
+    monkeypatch.setattr(accelerate_command, "has_gpu", lambda: True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    argv = launch_command(RunFlags(), Workspace(tmp_path), None)
+    args, _, _ = launch._validate_launch_command(launch.launch_command_parser().parse_args(argv[3:]))
+    assert prepare_simple_launcher_cmd_env(args)[1]["CUDA_VISIBLE_DEVICES"] == "1"
 
 
 def test_the_observer_reports_one_ending_and_the_last_metrics() -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 from pydantic import Field
 
+from moge_core.device_leases import leased_device
 from moge_core.errors import WorkspaceError
 from moge_core.training import Workspace, finished_workspaces
 from moge_pipeline.catalog import Catalog, FinetuneEntry, TrainingEntry, evaluation_name
@@ -60,7 +61,11 @@ def evaluation_asset(entry: TrainingEntry | FinetuneEntry, catalog: Catalog) -> 
         with mendable_errors():
             workspace = _workspace_of(entry.asset_name, config.workspace, catalog)
             context.log.info(f"Scoring the best checkpoint of {workspace.path}")
-            with mlflow.asset_run(context, f"{name}/{workspace.path.name}") as run:
+            holder = f"{name}, run {context.run.run_id[:8]}"
+            with (
+                leased_device(holder, context.log.info),
+                mlflow.asset_run(context, f"{name}/{workspace.path.name}") as run,
+            ):
                 evaluation = evaluate_best(
                     workspace,
                     most=config.num_instances,

@@ -12,6 +12,7 @@ from dagster._core.errors import raise_execution_interrupts
 
 from moge_pipeline.defs.resources.launchers import LAUNCH_TAG
 from moge_pipeline.defs.runs.lost import Outcome, reap_lost_runs
+from moge_pipeline.defs.runs.pool import follow_devices
 from moge_pipeline.defs.runs.worker import Worker, marked_children
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ class RunExecutor(Executor):
                 break
             with raise_execution_interrupts():  # a cancellation does not wait
                 time.sleep(1)
+        if needs_pool:
+            follow_devices(instance)
         with marked_children(run_id):
             yield from self._inner.execute(plan_context, execution_plan)
 
