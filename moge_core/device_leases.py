@@ -136,7 +136,10 @@ def _wait_for(
     with contextlib.ExitStack() as turn:
         is_my_turn = False
         while True:
-            is_my_turn = is_my_turn or _lock(leases_folder() / "queue", holder, turn)
+            if not is_my_turn and (descriptor := _lock(leases_folder() / "queue")) is not None:
+                turn.callback(os.close, descriptor)
+                _sign(descriptor, holder)
+                is_my_turn = True
             if is_my_turn:
                 chosen = _take(machine, count, holder, held)
                 if len(chosen) == count:
@@ -150,31 +153,42 @@ def _wait_for(
 
 def _take(machine: Accelerators, count: int, holder: str, held: contextlib.ExitStack) -> list[int]:
     """Lock `count` devices that are free, or none; only who has its turn may do so."""
-    borne = _borne()
-    with contextlib.ExitStack() as taken:
-        chosen: list[int] = []
-        for index, identity in enumerate(machine.identities):
-            path = _file_of(identity)
-            if len(chosen) < count and str(path) not in borne and _lock(path, holder, taken):
-                chosen.append(index)
+    files = dict(enumerate(map(_file_of, machine.identities)))
+    taken = holders(machine)
+    seem_free = [index for index, name in enumerate(machine.names) if name not in taken]
+    if len(seem_free) < count:
+        return []
+    locked = {index: lock for index in seem_free if (lock := _lock(files[index])) is not None}
+    try:
+        # Once more: whoever had a lock may have started processes until the moment in which it was killed.
+        borne = _borne()
+        chosen = [index for index in locked if str(files[index]) not in borne][:count]
         if len(chosen) < count:
             return []
-        held.push(taken.pop_all())
+        for index in chosen:
+            _sign(locked[index], holder)
+            held.callback(os.close, locked.pop(index))
         return chosen
+    finally:
+        for lock in locked.values():
+            os.close(lock)
 
 
-def _lock(path: Path, holder: str, held: contextlib.ExitStack) -> bool:
-    """Lock a file and say in it who did; False if another has."""
+def _lock(path: Path) -> int | None:
+    """Descriptor of a file that is locked as long as it is open; None if another has locked it."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
-        return False
-    held.callback(os.close, descriptor)
+        return None
+    return descriptor
+
+
+def _sign(descriptor: int, holder: str) -> None:
+    """Say in a locked file who locked it."""
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"{holder} (process {os.getpid()})".encode(), 0)
-    return True
 
 
 def _make_folder() -> None:
