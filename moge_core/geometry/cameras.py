@@ -219,9 +219,14 @@ def _numbers(**arguments: Any) -> tuple[Any, list[Any]]:
     arrays = {name: as_floating(name, value) for name, value in arrays.items()}
     like = next(iter(arrays.values()), np.zeros((), np.float32))
     kind = {"dtype": like.dtype} if xp is np else {"dtype": like.dtype, "device": like.device}
-    return xp, [
-        None if value is None else xp.asarray(arrays.get(name, value), **kind) for name, value in arguments.items()
-    ]
+
+    def converted(name: str, value: Any) -> Any:
+        if isinstance(value, int | float):
+            # Filled in where it is needed: copying it there would make the host wait for an accelerator.
+            return xp.full((), value, **kind)
+        return None if value is None else xp.asarray(arrays.get(name, value), **kind)
+
+    return xp, [converted(name, value) for name, value in arguments.items()]
 
 
 def _centred_intrinsics(xp: Any, fx: Any, fy: Any) -> Any:

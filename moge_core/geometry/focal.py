@@ -90,7 +90,9 @@ def _recover(xp: Any, points: Any, mask: Any, focal: Any, downsample_size: tuple
     columns = np.arange(downsample_size[1]) * width // downsample_size[1]
     grid = normalized_view_plane_uv(width, height)[rows, columns].reshape(-1, 2)
     if xp is not np:
-        grid, rows, columns = (xp.as_tensor(value, device=points.device) for value in (grid, rows, columns))
+        grid, rows, columns = (
+            xp.from_numpy(value).to(points.device, non_blocking=True) for value in (grid, rows, columns)
+        )
     samples = _double(xp, points[..., rows, columns, :]).reshape(-1, grid.shape[0], 3)
     counts = xp.isfinite(samples).all(-1) & (samples[..., 2] != 0)
     if mask is not None:

@@ -73,4 +73,4 @@ def _grid(u: npt.NDArray[np.float64], v: npt.NDArray[np.float64], dtype: Any, de
     import torch
 
     # Cast before the transfer: some accelerators have no float64.
-    return torch.from_numpy(uv).to(dtype or torch.float32).to(device)
+    return torch.from_numpy(uv).to(dtype or torch.float32).to(device, non_blocking=True)

@@ -234,6 +234,6 @@ def check_num_tokens(num_tokens: int) -> None:
 
 def _check_range(image: Tensor) -> None:
     # Resampling may overshoot 0..1 a little; 0..255 or an already normalised image lies far outside.
-    low, high = (float(value) for value in image.aminmax())
+    low, high = torch.stack(image.aminmax()).tolist()
     if not (low > -0.5 and high < 1.5):
         raise InputError("image", "must be RGB in 0..1", found=f"values from {low:g} to {high:g}")

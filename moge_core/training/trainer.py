@@ -217,11 +217,11 @@ class Trainer:
                 del output, objective
 
         with self.clock.stage("optimiser"):
-            totals = torch.stack([num_valid, num_valid.new_tensor(float(self.stop_requested))])
-            totals = self.accelerator.reduce(totals, reduction="sum")
-            self._apply_gradients(step, float(totals[0]), losses)
+            totals = torch.stack([num_valid, num_valid.new_full((), float(self.stop_requested))])
+            all_valid, asked_to_stop = self.accelerator.reduce(totals, reduction="sum").tolist()
+            self._apply_gradients(step, all_valid, losses)
             self.network.step_done()
-        return bool(totals[1] > 0)
+        return asked_to_stop > 0
 
     def _apply_gradients(self, step: int, num_valid: float, losses: Sequence[Tensor]) -> None:
         """Mean over all ranks' and micro-batches' valid instances, clip, step; non-finite gradients skip the step."""
