@@ -90,8 +90,8 @@ def find_accelerators(environment: Mapping[str, str] = os.environ, root: Path = 
 def allocator_environment(environment: Mapping[str, str] = os.environ, root: Path = Path("/")) -> dict[str, str]:
     """Variables that keep the memory of a GPU from falling into pieces while the sizes of views change.
 
-    Empty where a person has set one of torch's own, and where no NVIDIA device is visible: with growing segments
-    ROCm warns or hangs (pytorch issue 192259), and WSL2 fails at the first allocation (pytorch issue 192330).
+    Empty where a person has set one of torch's own, and where growing segments do harm: ROCm warns or hangs (pytorch
+    issue 192259), and WSL2 fails at the first allocation (pytorch issue 192330).
 
     They have to be there before torch is imported. Some versions read them when its libraries are loaded, others at
     the first allocation. PYTORCH_CUDA_ALLOC_CONF is what all of them obey, but torch 2.9 to 2.11 warn of it, unless
@@ -99,8 +99,7 @@ def allocator_environment(environment: Mapping[str, str] = os.environ, root: Pat
     """
     if any(name in environment for name in ALLOCATOR_VARIABLES):
         return {}
-    found = find_accelerators(environment, root)
-    if found.platform is not Platform.CUDA or not found.names:
+    if find_accelerators(environment, root).platform is not Platform.CUDA:
         return {}
     return dict.fromkeys(("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"), "expandable_segments:True")
 
