@@ -80,7 +80,7 @@ def test_nothing_of_it_shows_on_a_machine_without_devices(
 ) -> None:
     monkeypatch.setenv("MOGE_ACCELERATORS", "")
     result, environment = launched_with(tmp_path, 2)
-    assert not {LEASED, "CUDA_VISIBLE_DEVICES", "PYTORCH_ALLOC_CONF"} & environment.keys()
+    assert not {LEASED, "CUDA_VISIBLE_DEVICES"} & environment.keys()
     assert result.tags == {} and not leases.exists()
 
 
