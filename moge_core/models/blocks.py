@@ -5,6 +5,7 @@ Parameter names (`layers.2.weight`, `resamplers.0.0.weight`, ...) are those of t
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 
 import torch
@@ -14,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from moge_core.errors import ModelError
 from moge_core.geometry import normalized_view_plane_uv
 from moge_core.models.config import ConvStackConfig, NormName, ResamplerName
-from moge_core.models.precision import exactly
+from moge_core.models.precision import exact_single_precision, exactly
 
 # Levels of a pyramid, from the finest, whose convolutions never use TF32. With its 10 bits everywhere, point normals of
 # MoGe-2 move by 10 degrees; with the finest level exact by 1.3, with two 0.3, with three 0.09.
@@ -184,19 +185,22 @@ class ConvStack(nn.Module):
         """One map (B, C_i, h_i, w_i) per level in, one out; each level has the size that the resampler below gives."""
         outputs = []
         x: Tensor | None = None
-        for level, feature in enumerate(features):
-            is_exact = level >= len(features) - _EXACT_LEVELS
-            entering = self._run(self.input_blocks[level], feature, exact=is_exact)
-            x = entering if x is None else x + entering
-            for block in self.res_blocks[level].children():
-                x = self._run(block, x, exact=is_exact, large=True)
-            outputs.append(self._run(self.output_blocks[level], x, exact=is_exact))
-            if level < len(self.resamplers):
-                leads_to_exact = level + 1 >= len(features) - _EXACT_LEVELS
-                x = self._run(self.resamplers[level], x, exact=leads_to_exact, large=True)
+        first_exact = max(0, len(features) - _EXACT_LEVELS)
+        with contextlib.ExitStack() as finest:
+            for level, feature in enumerate(features):
+                if level == first_exact:
+                    # Once for all that follows: what is entered again within, by recomputations too, costs less.
+                    finest.enter_context(exact_single_precision(feature.device.type))
+                entering = self.input_blocks[level](feature)
+                x = entering if x is None else x + entering
+                for block in self.res_blocks[level].children():
+                    x = self._run(block, x, exact=level >= first_exact)
+                outputs.append(self.output_blocks[level](x))
+                if level < len(self.resamplers):
+                    x = self._run(self.resamplers[level], x, exact=level + 1 >= first_exact)
         return outputs
 
-    def _run(self, module: nn.Module, x: Tensor, *, exact: bool, large: bool = False) -> Tensor:
-        """Activations of large modules are recomputed where that is asked for."""
+    def _run(self, module: nn.Module, x: Tensor, *, exact: bool) -> Tensor:
+        """A large module, whose activations are recomputed where that is asked for."""
         work = exactly(module) if exact else module
-        return run_maybe_checkpointed(work, x, enabled=large and self.gradient_checkpointing)
+        return run_maybe_checkpointed(work, x, enabled=self.gradient_checkpointing)

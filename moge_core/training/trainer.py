@@ -221,7 +221,7 @@ class Trainer:
             all_valid, asked_to_stop = self.accelerator.reduce(totals, reduction="sum").tolist()
             self._apply_gradients(step, all_valid, losses)
             self.network.step_done()
-        return asked_to_stop > 0
+        return bool(asked_to_stop > 0)
 
     def _apply_gradients(self, step: int, num_valid: float, losses: Sequence[Tensor]) -> None:
         """Mean over all ranks' and micro-batches' valid instances, clip, step; non-finite gradients skip the step."""
