@@ -13,6 +13,8 @@ import click
 from moge_core.errors import MoGeError
 
 if TYPE_CHECKING:
+    import torch
+
     from moge_core.datasets.layout import Finding
 
 EXIT_FINDINGS = 1
@@ -58,6 +60,28 @@ depth_option = click.option(
 index_option = click.option(
     "--index", "index_name", default=".index.txt", show_default=True, help="The list, for example .train.txt."
 )
+device_option = click.option(
+    "--device",
+    "device_name",
+    metavar="NAME",
+    help="cpu, cuda, cuda:1, ... Default: the first GPU that is visible, else the CPU.",
+)
+precision_option = click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "bf16"]),
+    default="fp32",
+    show_default=True,
+    help="Of the network's encoder; all that follows it is float32.",
+)
+
+
+def start_on(device_name: str | None, precision: str = "fp32") -> torch.device:
+    """The device that a command's model runs on, told on stderr in one line with its precision."""
+    from moge_core.devices import choose_device, describe_device
+
+    device = choose_device(device_name)
+    click.echo(f"device {describe_device(device)}, precision {precision}", err=True)
+    return device
 
 
 @contextlib.contextmanager

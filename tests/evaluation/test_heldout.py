@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -37,9 +36,12 @@ class Oracle:
             points = depth_map_to_point_map(loaded.depth, loaded.intrinsics)
             self.answers[loaded.image.tobytes()] = np.nan_to_num(0.5 * points + 3.0, nan=0.0, posinf=0.0, neginf=0.0)
 
-    def infer(self, image: torch.Tensor, **options: Any) -> dict[str, torch.Tensor]:
-        pixels = (image.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
-        return {"points": torch.from_numpy(self.answers[pixels.tobytes()])}
+    def __call__(self, image: torch.Tensor, num_tokens: int) -> dict[str, torch.Tensor]:
+        pixels = (image.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
+        return {"points": torch.from_numpy(np.stack([self.answers[each.tobytes()] for each in pixels]))}
+
+    def num_tokens_at(self, resolution_level: float) -> int:
+        return 1
 
 
 def test_a_model_that_knows_the_truth_up_to_scale_and_shift_scores_zero_error(scenes: Path) -> None:
