@@ -45,12 +45,17 @@ def scoring_tokens(model: MoGeModel) -> int:
     return (int(least) + int(most)) // 2
 
 
+def training_precision(mixed_precision: str) -> Precision:
+    """What `--mixed_precision` makes the network's encoder compute in."""
+    return _OF_MIXED_PRECISION[mixed_precision]
+
+
 def scoring_precision(mixed_precision: str, *, sharded: bool) -> Precision:
     """Of a training's scores: float32 whatever it trains in, so that they are those of `moge evaluate`.
 
     But weights that are spread over the ranks are put together in the precision that they are trained in.
     """
-    return _OF_MIXED_PRECISION[mixed_precision] if sharded else "fp32"
+    return training_precision(mixed_precision) if sharded else "fp32"
 
 
 class HeldOutScorer:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from moge_core.devices import describe_device
 from moge_core.errors import ConfigError, MoGeError, NonFiniteError, TrainingError
 from moge_core.loading import TrainLoader
 from moge_core.loading.stages import StageClock
@@ -33,7 +34,13 @@ from moge_core.training.pictures import PredictionPictures
 from moge_core.training.preflight import DatasetIdentity
 from moge_core.training.provenance import Provenance
 from moge_core.training.reporting import Report
-from moge_core.training.scoring import HeldOutScorer, HeldOutScores, scoring_precision, scoring_tokens
+from moge_core.training.scoring import (
+    HeldOutScorer,
+    HeldOutScores,
+    scoring_precision,
+    scoring_tokens,
+    training_precision,
+)
 from moge_core.training.tracking import MetricsFile, Observer
 from moge_core.training.validation import split_datasets
 from moge_core.training.workspace import RunStatus, Workspace, write_json
@@ -455,6 +462,8 @@ class Trainer:
 
     def _begin(self) -> None:
         if self.is_main:
+            precision = training_precision(self.accelerator.mixed_precision)
+            logger.info("device %s, precision %s", describe_device(self.device), precision)
             write_json(self.workspace.config_path, self.config.raw)
             self.provenance.begin(
                 {
