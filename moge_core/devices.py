@@ -37,7 +37,9 @@ def choose_device(name: torch.device | str | None = None) -> torch.device:
 
 def describe_device(device: torch.device) -> str:
     """Its name, and for a GPU what it is: `cuda:0 (NVIDIA H200)`."""
-    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return "cpu" if device.type == "cpu" else str(device)  # accelerate counts CPUs, too
 
 
 def _devices_here() -> list[str]:

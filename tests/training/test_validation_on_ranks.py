@@ -17,6 +17,7 @@ import torch
 
 from moge_core.evaluation import are_comparable
 from moge_core.models import build_model, load_model, save_model
+from moge_core.models.precision import Precision
 from moge_core.training import Workspace, load_train_config
 from moge_core.training.scoring import HeldOutScorer, HeldOutScores, scoring_tokens
 from moge_core.training.validation import HeldOut, split_datasets
@@ -38,10 +39,19 @@ def launch(*arguments: object) -> None:
     )
 
 
-def alone(path: Path, held_out: list[HeldOut], prefix: str = "eval") -> HeldOutScores:
+def alone(path: Path, held_out: list[HeldOut], prefix: str = "eval", precision: Precision = "fp32") -> HeldOutScores:
     """Scores of a model file in one process, image by image."""
     model = load_model(path)
-    return HeldOutScorer(held_out, scoring_tokens(model)).score(model, prefix)
+    return HeldOutScorer(held_out, scoring_tokens(model), precision=precision).score(model, prefix)
+
+
+def write_weights(path: Path, config: Path, seed: int) -> None:
+    """Random weights whose predictions depend on the image so much that the encoder's precision shows."""
+    torch.manual_seed(seed)
+    model = build_model("v1", **load_train_config(config).model)
+    with torch.no_grad():
+        model.get_parameter("head.output_block.0.2.weight").mul_(1000)
+    save_model(path, model)
 
 
 @pytest.fixture
@@ -54,8 +64,7 @@ def request_of(tiny_config: WriteConfig, scenes: Path, tmp_path: Path) -> Callab
     (tmp_path / "scenes" / instances[1] / "image.jpg").write_bytes(b"no image")
     (tmp_path / "scenes" / instances[7] / "depth.png").write_bytes(b"no depth")
     for number, name in enumerate(("weights", "average")):
-        torch.manual_seed(number)
-        save_model(tmp_path / f"{name}.pt", build_model("v1", **config.model))
+        write_weights(tmp_path / f"{name}.pt", config.source, number)
     held_out = [HeldOut("scenes", tmp_path / "scenes", "depth.png", tuple(instances))]
     expected = alone(tmp_path / "weights.pt", held_out) | alone(tmp_path / "average.pt", held_out, "eval_ema")
     assert expected.values["eval.rel"] != expected.values["eval_ema.rel"]
@@ -111,7 +120,8 @@ def test_a_training_in_bf16_on_two_processes_has_the_scores_of_its_checkpoints_i
 ) -> None:
     config, workspace = tiny_config(), Workspace(tmp_path / "w")
     flags = ["--num_iterations", 2, "--eval_every", 1, "--eval_fraction", 0.5, "--mixed_precision", "bf16"]
-    flags += ["--num_workers", 0, "--enable_mlflow", "False"]
+    flags += ["--num_workers", 0, "--enable_mlflow", "False", "--checkpoint", tmp_path / "weights.pt"]
+    write_weights(tmp_path / "weights.pt", config, 0)
     training = ["-m", "moge_core.training", "--config", config, "--workspace", workspace.path, *flags]
     launch(*SEVERAL, "--num_processes", 2, *training)
     held_out = split_datasets(load_train_config(config).data, 0.5, 32).held_out
@@ -121,6 +131,8 @@ def test_a_training_in_bf16_on_two_processes_has_the_scores_of_its_checkpoints_i
     assert checkpoint.ema_path is not None
     expected = alone(checkpoint.model_path, held_out) | alone(checkpoint.ema_path, held_out, "eval_ema")
     assert expected.values["eval.rel"] != expected.values["eval_ema.rel"]
+    rounded = alone(checkpoint.model_path, held_out, precision="bf16")
+    assert abs(rounded.values["eval.rel"] - expected.values["eval.rel"]) > 3e-6, "the test can tell"
     assert {name: last[name] for name in expected.values} == pytest.approx(dict(expected.values), abs=1e-6)
     best = workspace.best()
     assert best is not None and are_comparable(best, asdict(expected.conditions)) and best["precision"] == "fp32"
