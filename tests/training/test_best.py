@@ -12,7 +12,7 @@ import pytest
 from moge_core.evaluation import ScoringConditions
 from moge_core.training import Workspace, main
 from moge_core.training.best import best_record, is_better
-from moge_core.training.scoring import HeldOutScores
+from moge_core.training.scoring import HeldOutScores, scoring_precision
 
 WriteConfig = Callable[..., Path]
 STEPS = 3
@@ -101,3 +101,8 @@ def test_scores_on_other_instances_are_not_compared() -> None:
     assert is_better(record(2, 0.4), best) and not is_better(record(2, 0.6), best)
     assert not is_better(record(2, 0.1, "scenes/hard"), best), "a hard instance that could not be read is no progress"
     assert is_better(record(3, 0.5), record(2, 0.1, "scenes/hard")), "what was scored in full takes over"
+
+
+def test_scores_are_float32_but_of_weights_that_are_spread_over_processes() -> None:
+    assert [scoring_precision(mixed, sharded=False) for mixed in ("no", "fp16", "bf16")] == ["fp32"] * 3
+    assert [scoring_precision(mixed, sharded=True) for mixed in ("no", "fp16", "bf16")] == ["fp32", "fp16", "bf16"]
