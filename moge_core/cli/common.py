@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +14,8 @@ import click
 from moge_core.errors import MoGeError
 
 if TYPE_CHECKING:
+    import torch
+
     from moge_core.datasets.layout import Finding
 
 EXIT_FINDINGS = 1
@@ -58,6 +61,39 @@ depth_option = click.option(
 index_option = click.option(
     "--index", "index_name", default=".index.txt", show_default=True, help="The list, for example .train.txt."
 )
+device_option = click.option(
+    "--device",
+    "device_name",
+    metavar="NAME",
+    help="cpu, cuda, cuda:1, ... Default: the first GPU that is visible, else the CPU.",
+)
+precision_option = click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "bf16"]),
+    default="fp32",
+    show_default=True,
+    help="Of the network's encoder; all that follows it is float32.",
+)
+
+
+def start_on(device_name: str | None, precision: str = "fp32", free_for: str | None = None) -> torch.device:
+    """The device that a command's model runs on, told on stderr in one line with its precision.
+
+    Args:
+        device_name: what the user named.
+        precision: to be told.
+        free_for: what long work is called for which a GPU is waited for that nothing else works on, where the user
+            named none; it is held until the command ends.
+    """
+    from moge_core.device_leases import leased_device
+    from moge_core.devices import choose_device, describe_device
+
+    if device_name is None and free_for is not None:
+        tell = functools.partial(click.echo, err=True)
+        device_name = click.get_current_context().with_resource(leased_device(free_for, tell))
+    device = choose_device(device_name)
+    click.echo(f"device {describe_device(device)}, precision {precision}", err=True)
+    return device
 
 
 @contextlib.contextmanager

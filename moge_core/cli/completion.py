@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
-from moge_core.cli.common import EXIT_FINDINGS, depth_option, index_option, progress_bar, verbose
+from moge_core.cli.common import (
+    EXIT_FINDINGS,
+    depth_option,
+    device_option,
+    index_option,
+    precision_option,
+    progress_bar,
+    start_on,
+    verbose,
+)
 
 
 @click.command("complete")
@@ -31,7 +40,8 @@ from moge_core.cli.common import EXIT_FINDINGS, depth_option, index_option, prog
     help="Relative error after the best local alignment above which depth is dropped.",
 )
 @click.option("--overwrite", is_flag=True, help="Make results again that are up to date.")
-@click.option("--device", default=None, help="cpu, cuda, cuda:1, ... Default: a GPU that is free, where there is one.")
+@device_option
+@precision_option
 @verbose
 def complete_command(
     dataset: Path,
@@ -45,7 +55,8 @@ def complete_command(
     num_tokens: int | None,
     tolerance: float,
     overwrite: bool,
-    device: str | None,
+    device_name: str | None,
+    precision: Any,
 ) -> None:
     """Refine the depth of DATASET with a model: drop what it contradicts, fill what is unknown.
 
@@ -55,21 +66,11 @@ def complete_command(
     Example:
       moge complete data/nyu --model workspace/train_v1/0/checkpoint/00100000_ema.pt --sheet completion.png
     """
-    import torch
-
     from moge_core.completion import complete_dataset
-    from moge_core.device_leases import leased_device
-    from moge_core.errors import InputError
     from moge_core.models import load_model
 
-    if device is None:
-        tell = functools.partial(click.echo, err=True)
-        device = click.get_current_context().with_resource(leased_device(f"moge complete {dataset}", tell))
-    try:
-        target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        model = load_model(model_name).to(target)
-    except (RuntimeError, AssertionError) as error:  # torch's own words for a device that is not there
-        raise InputError("--device", "must be a device of this machine", found=f"{device}: {error}") from error
+    device = start_on(device_name, precision, free_for=f"moge complete {dataset}")
+    model = load_model(model_name).to(device)
     with progress_bar("Completing") as progress:
         report = complete_dataset(
             dataset,
@@ -80,6 +81,7 @@ def complete_command(
             resolution_level=resolution_level,
             num_tokens=num_tokens,
             tolerance=tolerance,
+            precision=precision,
             sheet=sheet,
             num_samples=num_samples,
             overwrite=overwrite,

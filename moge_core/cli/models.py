@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-from moge_core.cli.common import EXIT_FINDINGS, Commands, index_option, progress_bar, verbose
+from moge_core.cli.common import (
+    EXIT_FINDINGS,
+    Commands,
+    device_option,
+    index_option,
+    precision_option,
+    progress_bar,
+    start_on,
+    verbose,
+)
 
 
 @click.command("train", context_settings={"ignore_unknown_options": True}, add_help_option=False)
@@ -34,6 +44,7 @@ def train_command(flags: tuple[str, ...]) -> None:
     is_flag=True,
     help="Before, check every instance that may be drawn or scored, as the pipeline does before each training.",
 )
+@device_option
 @verbose
 def preflight_command(
     config_path: Path,
@@ -44,6 +55,7 @@ def preflight_command(
     max_steps: int,
     seed: int,
     check_data: bool,
+    device_name: str | None,
 ) -> None:
     """Overfit a few instances of CONFIG, a training or finetuning configuration, before days are spent on it.
 
@@ -59,6 +71,7 @@ def preflight_command(
             check_training_data(config, progress=progress, log=lambda text: click.echo(text, err=True))
     from moge_core.training.overfit import preflight
 
+    device = start_on(device_name)
     with progress_bar("Fitting") as progress:
         result = preflight(
             config,
@@ -68,6 +81,7 @@ def preflight_command(
             max_steps=max_steps,
             max_seconds=60 * minutes,
             seed=seed,
+            device=device,
             progress=progress,
         )
     for instance in result.instances:
@@ -116,8 +130,8 @@ def replay_metrics_command(workspace: Path, tracking_uri: str | None, run_id: st
     help="Relative change of depth that is an edge, where point cloud and mesh are cut; `inf` cuts nowhere.",
 )
 @click.option("--panorama", is_flag=True, help="Images are equirectangular panoramas.")
-@click.option("--device", default=None, help="cpu, cuda, cuda:1, ... Default: a GPU where there is one.")
-@click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16"]), default="fp32", show_default=True)
+@device_option
+@precision_option
 @click.option("--batch-size", type=click.IntRange(1), default=1, show_default=True, help="Images of one size at once.")
 @click.option("--compile", "compiled", is_flag=True, help="Compile the encoder: slow start, faster for many images.")
 @verbose
@@ -126,7 +140,8 @@ def infer_command(
     out: Path,
     model_name: str,
     threshold: float,
-    device: str | None,
+    device_name: str | None,
+    precision: str,
     compiled: bool,
     **options: Any,
 ) -> None:
@@ -138,25 +153,20 @@ def infer_command(
     """
     import math
 
-    import torch
-
     from moge_core.errors import InputError
     from moge_core.inference import infer_path
     from moge_core.models import load_model
 
     if not threshold > 0:
         raise InputError("--threshold", "must be positive", found=threshold)
-    try:
-        target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        model = load_model(model_name).to(target)
-    except (RuntimeError, AssertionError) as error:  # torch's own words for a device that is not there
-        raise InputError("--device", "must be a device of this machine", found=f"{device}: {error}") from error
+    device = start_on(device_name, precision)
+    model = load_model(model_name).to(device)
     model.use_channels_last()
     if compiled:
         model.compile_blocks()
     edge = None if math.isinf(threshold) else threshold
     with progress_bar("Predicting") as progress:
-        report = infer_path(model, source, out, threshold=edge, progress=progress, **options)
+        report = infer_path(model, source, out, threshold=edge, precision=precision, progress=progress, **options)
     click.echo(f"{out}: {len(report.written)} image{'s' if len(report.written) != 1 else ''} done")
     for image, reason in report.failures:
         click.echo(f"  failed: {image}: {reason}", err=True)
@@ -224,6 +234,9 @@ def checkpoint_convert_command(source: Path, target: Path) -> None:
     type=click.Path(path_type=Path),
     help="Also score the best constant point map, made from this training dataset.",
 )
+@click.option("--batch-size", type=click.IntRange(1), default=1, show_default=True, help="Images of one size at once.")
+@device_option
+@precision_option
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the scores to this file too.")
 @verbose
 def evaluate_command(
@@ -232,20 +245,28 @@ def evaluate_command(
     index_name: str,
     num_tokens: int | None,
     constant_from: Path | None,
+    batch_size: int,
+    device_name: str | None,
+    precision: Any,
     json_path: Path | None,
 ) -> None:
     """Score CHECKPOINTS on a held-out dataset: affine-invariant points, mean over its instances."""
-    from moge_core.evaluation import score_constant, score_model
+    from moge_core.datasets import read_index
+    from moge_core.evaluation import ScoringConditions, digest_instances, score_constant, score_model
     from moge_core.io import atomic_open
     from moge_core.models import load_model
+    from moge_core.models.base import MAX_RESOLUTION_LEVEL
 
+    device = start_on(device_name, precision, free_for=f"moge evaluate {dataset}")
     scores: dict[str, Any] = {"dataset": str(dataset), "checkpoints": {}}
     for path in checkpoints:
+        model = load_model(path).to(device)
+        tokens = num_tokens or model.num_tokens_at(MAX_RESOLUTION_LEVEL)
+        how: dict[str, Any] = {"num_tokens": tokens, "batch_size": batch_size, "precision": precision}
         with progress_bar(path.name) as progress:
-            score = score_model(
-                load_model(path), dataset, index_name=index_name, num_tokens=num_tokens, progress=progress
-            )
-        scores["checkpoints"][str(path)] = score
+            score = score_model(model, dataset, index_name=index_name, progress=progress, **how)
+        conditions = ScoringConditions(precision, tokens, digest_instances(read_index(dataset, index_name)))
+        scores["checkpoints"][str(path)] = {**score, **asdict(conditions)}
         click.echo(f"{path}: rel {score['rel']:.4f}, delta1 {score['delta1']:.4f}")
     if constant_from is not None:
         with progress_bar("constant") as progress:

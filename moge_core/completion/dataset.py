@@ -38,6 +38,7 @@ from moge_core.io.files import write_bytes
 
 if TYPE_CHECKING:
     from moge_core.models import MoGeModel
+    from moge_core.models.precision import Precision
 
 OUTPUT_NAME = "depth_completed.png"
 _RULES_VERSION = 1
@@ -88,6 +89,7 @@ def complete_dataset(
     resolution_level: int = 9,
     num_tokens: int | None = None,
     tolerance: float = 0.15,
+    precision: Precision = "fp32",
     sheet: str | Path | None = None,
     num_samples: int = 6,
     overwrite: bool = False,
@@ -107,6 +109,7 @@ def complete_dataset(
         resolution_level: of the prediction, 0 (fast) to 9 (detailed).
         num_tokens: replaces the resolution level.
         tolerance: see `filter_depth`.
+        precision: of the network's encoder.
         sheet: PNG to write: image, depth before, what was dropped, depth after and prediction of some instances.
         num_samples: instances on the sheet, spread evenly over the list.
         overwrite: make results again that are up to date.
@@ -116,14 +119,17 @@ def complete_dataset(
         InputError: an argument is outside its domain.
         DatasetError: no dataset, or no list.
     """
+    from moge_core.models.precision import check_precision
+
     root = resolve_dataset(dataset_dir)
     _check_names(depth_name, output_name)
     if num_samples < 1:
         raise InputError("num_samples", "must be at least 1", found=num_samples)
     if not tolerance > 0:
         raise InputError("tolerance", "must be positive", found=tolerance)
+    check_precision(model.device.type, precision)
     instances = read_index(root, index_name)
-    how = {"resolution_level": resolution_level, "num_tokens": num_tokens}
+    how = {"resolution_level": resolution_level, "num_tokens": num_tokens, "precision": precision}
     options = {**how, "tolerance": tolerance, "rules": _RULES_VERSION, "model": _weights_digest(model)}
     places = np.linspace(0, len(instances) - 1, min(num_samples, len(instances))).astype(int)
     shown = {instances[place] for place in places} if sheet is not None else set()
@@ -172,10 +178,14 @@ def _predict(
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
     import torch
 
+    from moge_core.models.precision import network_precision
+
     image = torch.from_numpy(loaded.image).to(model.device).permute(2, 0, 1).float() / 255
     fov_x = math.degrees(2 * math.atan(0.5 / float(loaded.intrinsics[0, 0])))
-    # Without the mask, since its borders are judged against the known depth.
-    result = model.infer(image, fov_x=fov_x, apply_mask=False, **how)
+    resolution = {name: how[name] for name in ("resolution_level", "num_tokens")}
+    with network_precision(model.device.type, how["precision"]):
+        # Without the mask, since its borders are judged against the known depth.
+        result = model.infer(image, fov_x=fov_x, apply_mask=False, **resolution)
     depth: npt.NDArray[np.float32] = result["depth"].float().cpu().numpy()
     mask: npt.NDArray[np.bool_] = result["mask"].cpu().numpy()
     return depth, mask
@@ -225,7 +235,8 @@ def _is_current(folder: Path, output_name: str, origin: dict[str, Any]) -> bool:
     output = folder / output_name
     try:
         record = json.loads(_record_path(folder, output_name).read_text(encoding="utf-8"))
-        return bool(record == {**origin, "output": file_digest(output)})
+        # Records of before do not say it: they were made in fp32.
+        return bool({"precision": "fp32", **record} == {**origin, "output": file_digest(output)})
     except (OSError, ValueError):
         return False
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -12,18 +14,32 @@ import numpy.typing as npt
 import torch
 
 from moge_core.datasets import read_index
-from moge_core.datasets.inspection import load_instance
-from moge_core.datasets.layout import DEPTH_NAME
-from moge_core.errors import DatasetError
+from moge_core.datasets.inspection import LoadedInstance, load_instance
+from moge_core.datasets.layout import DEPTH_NAME, IMAGE_NAME, Progress
+from moge_core.errors import DatasetError, MoGeError
 from moge_core.evaluation.metrics import compute_metrics
 from moge_core.geometry import depth_map_to_point_map
+from moge_core.io import read_image_size
 from moge_core.models import MoGeModel
+from moge_core.models.base import MAX_RESOLUTION_LEVEL
+from moge_core.models.precision import Precision, network_precision
 
 Array = npt.NDArray[Any]
-Progress = Callable[[int, int], None]
+
+SCORES = ("rel", "delta1")
+"""What is told of an instance: relative error and share of good points, of affine-invariant points."""
 
 _MEAN_SIZE = (96, 96)
 _REFINEMENTS = 5
+# What is predicted where a forward is due and there is nothing to score: of the least cost.
+_NOTHING = np.zeros((14, 14, 3), np.uint8)
+
+
+class HeldOutInstance(NamedTuple):
+    """One instance to score: its folder, and the name of its depth map."""
+
+    folder: Path
+    depth_name: str = DEPTH_NAME
 
 
 def score_model(
@@ -32,6 +48,8 @@ def score_model(
     *,
     index_name: str = ".index.txt",
     num_tokens: int | None = None,
+    batch_size: int = 1,
+    precision: Precision = "fp32",
     progress: Progress | None = None,
 ) -> dict[str, float]:
     """Mean affine-invariant point scores of a model over a dataset (MoGe-1, section 4).
@@ -41,34 +59,70 @@ def score_model(
         dataset_dir: a dataset with an index.
         index_name: the list of instances to score.
         num_tokens: resolution of the prediction; None is the model's finest.
+        batch_size: images of one size that are predicted at once; it changes no score.
+        precision: of the network's encoder.
         progress: called with (done, total).
 
     Returns:
         `rel` and `delta1` of `points_affine_invariant`, means over the instances.
-    """
 
-    root = Path(dataset_dir)
-    return _means(score_instances(model, root, read_index(root, index_name), num_tokens=num_tokens, progress=progress))
+    Raises:
+        MoGeError: an instance cannot be read, or there is none.
+    """
+    instances = [HeldOutInstance(Path(dataset_dir) / name) for name in _listed(Path(dataset_dir), index_name)]
+    how: dict[str, Any] = {"num_tokens": num_tokens, "batch_size": batch_size, "precision": precision}
+    return mean_scores(score_instances(model, instances, progress=progress, **how))
 
 
 def score_instances(
     model: MoGeModel,
-    dataset_dir: str | Path,
-    instances: Sequence[str],
+    instances: Sequence[HeldOutInstance],
     *,
-    depth_name: str = DEPTH_NAME,
     num_tokens: int | None = None,
+    batch_size: int = 1,
+    precision: Precision = "fp32",
+    on_failure: Callable[[int, Exception], None] | None = None,
+    agree_on_forwards: Callable[[int], int] | None = None,
     progress: Progress | None = None,
 ) -> list[dict[str, float]]:
-    """`rel` and `delta1` of `points_affine_invariant` for each instance; arguments as of `score_model`."""
+    """`rel` and `delta1` of `points_affine_invariant` for each instance, NaN where no pixel counts.
 
-    def predict(image: Array) -> Array:
-        tensor = torch.from_numpy(image).to(model.device).permute(2, 0, 1).float() / 255
-        prediction = model.infer(tensor, num_tokens=num_tokens, apply_mask=False, force_projection=False)
-        points: Array = prediction["points"].float().cpu().numpy()
-        return points
+    Args:
+        model, num_tokens, batch_size, precision: as of `score_model`.
+        instances: what to score.
+        on_failure: called with the position of an instance that cannot be scored, and why; its scores are NaN. None
+            raises the error.
+        agree_on_forwards: called once with the number of forwards that these instances take; returns how many to make.
+            For a model that is spread over processes, which all have to call it equally often.
+        progress: called with (done, total).
+    """
+    fail = on_failure or _raise
+    tokens = num_tokens or model.num_tokens_at(MAX_RESOLUTION_LEVEL)
+    scores = [dict.fromkeys(SCORES, math.nan) for _ in instances]
+    batches = _batches(instances, batch_size)
+    if agree_on_forwards is not None:
+        batches += [[]] * (agree_on_forwards(len(batches)) - len(batches))
+    done = 0
+    for batch in batches:
+        loaded = dict(_load(batch, instances, fail))
+        # What fails to load must not change how often the model is called.
+        images, at = ([each.image for each in loaded.values()], tokens) if loaded else ([_NOTHING], 1)
+        predicted = _predict(model, images, at, precision)
+        for (position, each), points in zip(loaded.items(), predicted, strict=False):
+            try:
+                scores[position] = _score(points, each)
+            except MoGeError as error:
+                fail(position, error)
+        done += len(batch)
+        if progress and batch:
+            progress(done, len(instances))
+    return scores
 
-    return list(_scores(predict, Path(dataset_dir), instances, depth_name, progress))
+
+def mean_scores(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Means of `score_instances` over the instances where a score is known; NaN where it is nowhere."""
+    known = {name: [score[name] for score in scores if not math.isnan(score[name])] for name in SCORES}
+    return {name: float(np.mean(values)) if values else math.nan for name, values in known.items()}
 
 
 def score_constant(
@@ -86,64 +140,85 @@ def score_constant(
     Returns:
         As `score_model`.
     """
-    maps = np.stack([_resized(points, _MEAN_SIZE) for _, points, _ in _instances(Path(train_dir), index_name)])
+    train, held_out = Path(train_dir), Path(dataset_dir)
+    seen = [load_instance(train / name) for name in _listed(train, index_name)]
+    maps = np.stack([_resized(_points(each), _MEAN_SIZE) for each in seen])
+    names = _listed(held_out, index_name)
     candidates = [_mean(maps), _aligned_mean(maps)]
-    scores = [
-        _mean_scores(
-            lambda image, constant=constant: _resized(constant, (image.shape[1], image.shape[0])),  # type: ignore[misc]
-            Path(dataset_dir),
-            index_name,
-            progress,
-        )
-        for constant in candidates
-    ]
-    return min(scores, key=lambda score: score["rel"])
-
-
-def _mean_scores(
-    predict: Callable[[Array], Array], dataset_dir: Path, index_name: str, progress: Progress | None
-) -> dict[str, float]:
-    return _means(list(_scores(predict, dataset_dir, read_index(dataset_dir, index_name), DEPTH_NAME, progress)))
-
-
-def _means(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {name: float(np.nanmean([score[name] for score in scores])) for name in scores[0]}
-
-
-def _scores(
-    predict: Callable[[Array], Array],
-    dataset_dir: Path,
-    names: Sequence[str],
-    depth_name: str,
-    progress: Progress | None,
-) -> Iterator[dict[str, float]]:
-    for done, (image, points, intrinsics) in enumerate(_maps_of(dataset_dir, names, depth_name), start=1):
-        truth = {
-            "points": points,
-            "depth": points[..., 2],
-            "depth_mask": np.isfinite(points).all(axis=-1),
-            "intrinsics": intrinsics,
-            "is_metric": False,
-            "has_sharp_boundary": False,
-        }
-        metrics = compute_metrics({"points_affine_invariant": predict(image)}, truth)
-        yield dict(metrics["points_affine_invariant"])
+    scores: list[list[dict[str, float]]] = [[] for _ in candidates]
+    for done, name in enumerate(names, start=1):
+        loaded = load_instance(held_out / name)
+        size = loaded.image.shape[1], loaded.image.shape[0]
+        for found, constant in zip(scores, candidates, strict=True):
+            found.append(_score(_resized(constant, size), loaded))
         if progress:
             progress(done, len(names))
+    return min((mean_scores(found) for found in scores), key=lambda score: score["rel"])
 
 
-def _instances(dataset_dir: Path, index_name: str) -> Iterator[tuple[Array, Array, Array]]:
-    """All of an index, in its order."""
-    return _maps_of(dataset_dir, read_index(dataset_dir, index_name), DEPTH_NAME)
-
-
-def _maps_of(dataset_dir: Path, names: Sequence[str], depth_name: str) -> Iterator[tuple[Array, Array, Array]]:
-    """Image (H, W, 3), point map (H, W, 3), not finite where unknown, and intrinsics of each instance."""
+def _listed(dataset_dir: Path, index_name: str) -> list[str]:
+    names = read_index(dataset_dir, index_name)
     if not names:
         raise DatasetError(dataset_dir, "must list at least one instance", found="none")
-    for name in names:
-        loaded = load_instance(dataset_dir / name, depth_name)
-        yield loaded.image, depth_map_to_point_map(loaded.depth, loaded.intrinsics), loaded.intrinsics
+    return names
+
+
+def _raise(_position: int, error: Exception) -> None:
+    raise error
+
+
+def _batches(instances: Sequence[HeldOutInstance], batch_size: int) -> list[list[int]]:
+    """Positions of instances whose images have one size, by their headers."""
+    same: defaultdict[object, list[int]] = defaultdict(list)
+    for position, instance in enumerate(instances):
+        try:
+            same[read_image_size(instance.folder / IMAGE_NAME)].append(position)
+        except (MoGeError, OSError):  # loading it tells why
+            same[instance].append(position)
+    return [group[first : first + batch_size] for group in same.values() for first in range(0, len(group), batch_size)]
+
+
+def _load(
+    batch: Sequence[int], instances: Sequence[HeldOutInstance], fail: Callable[[int, Exception], None]
+) -> Iterator[tuple[int, LoadedInstance]]:
+    for position in batch:
+        try:
+            yield position, load_instance(*instances[position])
+        except (MoGeError, OSError) as error:
+            fail(position, error)
+
+
+@torch.no_grad()
+def _predict(model: MoGeModel, images: Sequence[Array], num_tokens: int, precision: Precision) -> Array:
+    """Affine-invariant points (B, H, W, 3) of images (H, W, 3) of one size.
+
+    As the network gives them, without the shift that makes them a pinhole view: no score depends on it, and a great one
+    would cost digits.
+    """
+    batch = torch.from_numpy(np.stack(images)).to(model.device).permute(0, 3, 1, 2).float() / 255
+    with network_precision(model.device.type, precision):
+        points: Array = model(batch, num_tokens)["points"].float().cpu().numpy()
+    return points
+
+
+def _score(predicted: Array, instance: LoadedInstance) -> dict[str, float]:
+    points = _points(instance)
+    truth = {
+        "points": points,
+        "depth": points[..., 2],
+        "depth_mask": np.isfinite(points).all(axis=-1),
+        "intrinsics": instance.intrinsics,
+        "is_metric": False,
+        "has_sharp_boundary": False,
+    }
+    metrics = compute_metrics({"points_affine_invariant": predicted}, truth)["points_affine_invariant"]
+    return {name: metrics[name] for name in SCORES}
+
+
+def _points(instance: LoadedInstance) -> Array:
+    """Point map (H, W, 3), not finite where unknown."""
+    points: Array = depth_map_to_point_map(instance.depth, instance.intrinsics)
+    return points
 
 
 def _resized(points: Array, size: tuple[int, int]) -> Array:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +14,7 @@ import torch
 from moge_core.errors import InputError
 from moge_core.geometry import intrinsics_to_fov
 from moge_core.models import MoGeModel
-
-Precision = Literal["fp32", "fp16", "bf16"]
-_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+from moge_core.models.precision import Precision, network_precision
 
 
 @dataclass(frozen=True)
@@ -68,13 +65,11 @@ def predict(
         fov_x: horizontal field of view in degrees, where it is known.
         resolution_level: 0 (fast) to 9 (detailed).
         num_tokens: replaces the resolution level.
-        precision: of the network; geometry is always computed in float32.
+        precision: of the network's encoder; what follows, geometry included, is always computed in float32.
 
     Raises:
         InputError: images of several sizes or of another kind, or an argument outside its domain.
     """
-    if precision != "fp32" and precision not in _DTYPES:
-        raise InputError("precision", "must be fp32, fp16 or bf16", found=repr(precision))
     for image in images:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.shape != images[0].shape:
             found = f"{image.dtype} {image.shape}"
@@ -82,8 +77,7 @@ def predict(
     if not images:
         return []
     batch = torch.from_numpy(np.stack(images)).to(model.device).permute(0, 3, 1, 2).float() / 255
-    half = precision in _DTYPES
-    with torch.autocast(model.device.type, dtype=_DTYPES[precision]) if half else contextlib.nullcontext():
+    with network_precision(model.device.type, precision):
         result = model.infer(batch, fov_x=fov_x, resolution_level=resolution_level, num_tokens=num_tokens)
     arrays: dict[str, npt.NDArray[Any]] = {
         name: value.cpu().numpy() for name, value in result.items() if name != "metric_scale"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +17,13 @@ from moge_core.training.config import load_train_config
 from moge_core.training.workspace import CheckpointInfo, Workspace, write_json
 
 if TYPE_CHECKING:
-    from moge_core.models import MoGeModel
+    import torch
+
+    from moge_core.models.precision import Precision
+    from moge_core.training.scoring import HeldOutScorer, HeldOutScores
     from moge_core.training.validation import HeldOut
+
+logger = logging.getLogger(__name__)
 
 HISTORY_NAME = "evaluations.jsonl"
 EVALUATION_NAME = "evaluation.json"
@@ -39,6 +45,7 @@ class Evaluation:
         datasets: the same for each dataset, with `instances`, how many were scored.
         parent_scores: `scores` of the checkpoint that the training began with, where that is still there.
         time: when, in UTC.
+        precision, num_tokens, instances_digest, not_scored: see `ScoringConditions`; None where nothing was held out.
     """
 
     checkpoint: str
@@ -49,9 +56,22 @@ class Evaluation:
     datasets: Mapping[str, Mapping[str, float]]
     parent_scores: Mapping[str, float] | None
     time: str
+    precision: Precision | None = None
+    num_tokens: int | None = None
+    instances_digest: str | None = None
+    not_scored: list[str] | None = None
 
 
-def evaluate_best(workspace: Workspace, *, most: int = 32, progress: Progress | None = None) -> Evaluation:
+def evaluate_best(
+    workspace: Workspace,
+    *,
+    most: int = 32,
+    device: torch.device | str | None = None,
+    precision: Precision = "fp32",
+    batch_size: int = 4,
+    progress: Progress | None = None,
+    tell: Callable[[str], None] = logger.info,
+) -> Evaluation:
     """Score the best checkpoint of a run: that of best.json, or else the newest.
 
     Its plain weights and their average are both scored, and the better ones count: a short training is ahead of its
@@ -60,30 +80,42 @@ def evaluate_best(workspace: Workspace, *, most: int = 32, progress: Progress | 
     Args:
         workspace: of a training that has a complete checkpoint and its config.json.
         most: instances to score of each dataset, evenly spaced over what was held out.
+        device: where the models run, see `choose_device`.
+        precision: of the networks' encoders.
+        batch_size: images of one size that are predicted at once.
         progress: called with (done, total), in model files.
+        tell: hears of device and precision.
 
     Raises:
+        InputError: there is no such device.
         WorkspaceError: there is no complete checkpoint.
         MoGeError: the configuration, a list of instances or the checkpoint cannot be read.
     """
+    from moge_core.devices import choose_device, describe_device
+    from moge_core.models import load_model
+    from moge_core.training.scoring import HeldOutScorer, scoring_tokens
     from moge_core.training.validation import untrained_instances
 
     checkpoint = _best_of(workspace)
     config = load_train_config(workspace.config_path)
     held_out = untrained_instances(config.data, _fraction_of(checkpoint.manifest), most)
-    files = {
-        "model": checkpoint.model_path,
-        "ema": checkpoint.ema_path,
-        "parent": _parent_of(checkpoint.manifest),
-    }
-    found: dict[str, dict[str, float]] = {}
+    target = choose_device(device)
+    tell(f"device {describe_device(target)}, precision {precision}")
+    files = {"model": checkpoint.model_path, "ema": checkpoint.ema_path, "parent": _parent_of(checkpoint.manifest)}
+    scorer: HeldOutScorer | None = None
+    found: dict[str, HeldOutScores] = {}
     for done, (name, path) in enumerate(files.items(), start=1):
-        if path is not None:
-            found[name] = _scores_of(path, held_out)
+        if path is not None and held_out:
+            model = load_model(path).to(target)
+            if scorer is None:
+                tokens = scoring_tokens(model)
+                scorer = HeldOutScorer(held_out, tokens, batch_size=batch_size, precision=precision)
+            found[name] = scorer.score(model)
         if progress:
             progress(done, len(files))
     parent = found.pop("parent", None)
-    best = _evaluation(checkpoint, min(found, key=lambda name: _rank(found[name])), found, held_out, parent)
+    weights = min(found, key=lambda name: _rank(found[name]), default="model")
+    best = _evaluation(checkpoint, weights, found.get(weights), held_out, parent)
     write_json(workspace.path / EVALUATION_NAME, asdict(best))
     _remember(workspace, best)
     return best
@@ -128,60 +160,49 @@ def _parent_of(manifest: Mapping[str, Any]) -> Path | None:
     return path if path is not None and path.is_file() else None
 
 
-def _scores_of(path: Path, held_out: list[HeldOut]) -> dict[str, float]:
-    """As `score_held_out`; empty when nothing is held out."""
-    if not held_out:
-        return {}
-    from moge_core.models import load_model
-    from moge_core.training.validation import score_held_out
-
-    model = load_model(path).to(_device())
-    return score_held_out(model, held_out, _num_tokens(model))
-
-
 def _evaluation(
     checkpoint: CheckpointInfo,
     weights: str,
-    found: Mapping[str, Mapping[str, float]],
+    found: HeldOutScores | None,
     held_out: list[HeldOut],
-    parent: Mapping[str, float] | None,
+    parent: HeldOutScores | None,
 ) -> Evaluation:
     path = checkpoint.model_path if weights == "model" else checkpoint.ema_path
     assert path is not None
-    scores = found[weights]
-    return Evaluation(
+    plain = Evaluation(
         checkpoint=str(path.absolute()),
         sha256=checkpoint.recorded_digest(path),
         step=checkpoint.step,
         weights=weights,
-        scores=_named(scores, "eval"),
-        datasets={
-            each.name: {"instances": len(each.instances), **_named(scores, f"eval.{each.name}")} for each in held_out
-        },
-        parent_scores=_named(parent, "eval") if parent else None,
+        scores={},
+        datasets={},
+        parent_scores=None,
         time=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    if found is None:
+        return plain
+    missed = set(found.conditions.not_scored)
+    datasets = {}
+    for each in held_out:
+        num_scored = sum(f"{each.name}/{instance}" not in missed for instance in each.instances)
+        datasets[each.name] = {"instances": num_scored, **_named(found, f"eval.{each.name}")}
+    is_like_parent = parent is not None and parent.conditions == found.conditions
+    return replace(
+        plain,
+        scores=_named(found, "eval"),
+        datasets=datasets,
+        parent_scores=_named(parent, "eval") if parent is not None and is_like_parent else None,
+        **asdict(found.conditions),
     )
 
 
-def _named(scores: Mapping[str, float], prefix: str) -> dict[str, float]:
-    return {name: scores[key] for name in ("rel", "delta1") if (key := f"{prefix}.{name}") in scores}
+def _named(scores: HeldOutScores, prefix: str) -> dict[str, float]:
+    return {name: scores.values[key] for name in ("rel", "delta1") if (key := f"{prefix}.{name}") in scores.values}
 
 
-def _num_tokens(model: MoGeModel) -> int:
-    """The middle of the range, where scores during training are made as well."""
-    least, most = model.num_tokens_range
-    return (int(least) + int(most)) // 2
-
-
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _rank(scores: Mapping[str, float]) -> float:
-    value = scores.get("rel", math.inf)
-    return value if math.isfinite(value) else math.inf
+def _rank(scores: HeldOutScores) -> tuple[int, float]:
+    """The lower the better; what could be scored on fewer instances comes last."""
+    return len(scores.conditions.not_scored), scores.values.get("eval.rel", math.inf)
 
 
 def _remember(workspace: Workspace, evaluation: Evaluation) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch.nn.parallel import DistributedDataParallel
 
 from moge_core.errors import CheckpointError
@@ -126,10 +127,26 @@ class Network:
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
-        """The model has the average's weights within the block, and its own after it, to the bit."""
-        assert self.ema is not None
+        """The model has the average's weights on every rank within the block, and its own after it, to the bit."""
+        average = {} if self.ema is None else self.ema.weights
+        if not self.sharded:
+            with self.lent(average):
+                yield
+            return
         with own_weights_kept(self.raw_model):
-            put_local(self.raw_model, self.ema.weights)
+            put_local(self.raw_model, average)
+            yield
+
+    @contextlib.contextmanager
+    def lent(self, weights: Mapping[str, Any]) -> Iterator[None]:
+        """The model has the whole weights that rank 0 gives on every rank within the block, and its own after it."""
+        with own_weights_kept(self.raw_model):
+            if self.sharded:
+                put_local(self.raw_model, deal_weights(self.raw_model, weights))
+            else:
+                if weights:
+                    put_local(self.raw_model, weights)
+                broadcast(dict(self.raw_model.state_dict()))
             yield
 
     @property
@@ -181,7 +198,8 @@ def build_network(
         # The buffers are mean and deviation of images, constants that no step needs to send. torch warns of the
         # argument that says so.
         wrapped.broadcast_buffers = False
-    raw_model: MoGeModel = accelerator.unwrap_model(wrapped)
+    # Without accelerate's autocast around the model's own `forward`: who calls it says in which precision it runs.
+    raw_model: MoGeModel = accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
     has_average = flags.enable_ema and (sharded or accelerator.is_main_process)
     return Network(
         model=wrapped,

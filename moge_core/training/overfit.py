@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from moge_core.devices import choose_device
+from moge_core.errors import InputError
 from moge_core.loading import DataConfig, TrainLoader
 from moge_core.models import build_model, check_version, init_backbone, load_weights
 from moge_core.training.checkpoints import TrainingState, load_training_state
@@ -65,6 +67,7 @@ def preflight(
     max_steps: int = 200,
     max_seconds: float = 180.0,
     seed: int = 0,
+    device: torch.device | str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Preflight:
     """Fit fixed views of a few instances, without augmentation and at a low resolution.
@@ -77,12 +80,15 @@ def preflight(
         max_steps: steps at most; as many as there is time for.
         max_seconds: time at most, but at least 20 steps are made.
         seed: of the draws.
+        device: where the model runs, see `choose_device`.
         progress: called with (steps done, steps at most).
 
     Raises:
         MoGeError: configuration, data or checkpoint do not fit together.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device(device)
+    if device.type == "mps":
+        raise InputError("--device", "must have float64, which losses are aligned in", found="mps", fix="Use cpu.")
     check_losses(config.loss)
     model = _model(config, checkpoint, init, seed).to(device).train()
     optimizer = build_optimizer(model, config.optimizer)

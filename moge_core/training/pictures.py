@@ -17,6 +17,7 @@ import torch
 from moge_core.geometry import depth_map_to_point_map, point_map_to_normal_map
 from moge_core.io import write_image, write_mask, write_normal
 from moge_core.models import MoGeModel
+from moge_core.models.precision import network_precision
 from moge_core.training.workspace import write_json
 from moge_core.visualization import colorize_depth, colorize_normal, write_viewer_ply
 
@@ -55,10 +56,14 @@ class PredictionPictures:
 
     @torch.no_grad()
     def draw(self, model: MoGeModel, step: int, num_tokens: int | None = None) -> Path:
-        """Predict the views and write them below `step_{step:08d}`; `num_tokens` None is the model's finest level."""
+        """Predict the views and write them below `step_{step:08d}`; `num_tokens` None is the model's finest level.
+
+        In float32, whatever the training runs in.
+        """
         number = 0
         for batch in self.batches:
-            prediction = model.infer(batch["image"].to(model.device), num_tokens=num_tokens, apply_mask=False)
+            with network_precision(model.device.type, "fp32"):
+                prediction = model.infer(batch["image"].to(model.device), num_tokens=num_tokens, apply_mask=False)
             values = {name: value.float().cpu().numpy() for name, value in prediction.items()}
             for row in range(len(batch["image"])):
                 folder = self._folder(f"step_{step:08d}", number)

@@ -114,10 +114,11 @@ def gather_weights(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> dic
 
 
 def deal_weights(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """This rank's part of whole weights; the model's own stay."""
+    """This rank's part of the whole weights that rank 0 has; the model's own stay."""
     states = _states()
+    options = states.StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
     with own_weights_kept(model):
-        states.set_model_state_dict(model, dict(weights), options=states.StateDictOptions(full_state_dict=True))
+        states.set_model_state_dict(model, dict(weights), options=options)
         return _local_copies(model)
 
 

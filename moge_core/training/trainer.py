@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
-import math
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -13,11 +12,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
+from moge_core.devices import describe_device
 from moge_core.errors import ConfigError, MoGeError, NonFiniteError, TrainingError
 from moge_core.loading import TrainLoader
+from moge_core.training.best import best_record, is_better, is_scored_alike, score_anew
 from moge_core.training.checkpoint_writer import CheckpointWriter
 from moge_core.training.checkpoints import TrainingState, load_training_state, parent_of
 from moge_core.training.config import TrainConfig
@@ -33,10 +33,17 @@ from moge_core.training.pictures import PredictionPictures
 from moge_core.training.preflight import DatasetIdentity
 from moge_core.training.provenance import Provenance
 from moge_core.training.reporting import Report
+from moge_core.training.scoring import (
+    HeldOutScorer,
+    HeldOutScores,
+    scoring_precision,
+    scoring_tokens,
+    training_precision,
+)
 from moge_core.training.sharding import whole
 from moge_core.training.timing import clock_for
-from moge_core.training.tracking import MetricsFile, Observer, finite_only
-from moge_core.training.validation import score_held_out, split_datasets
+from moge_core.training.tracking import MetricsFile, Observer
+from moge_core.training.validation import split_datasets
 from moge_core.training.watchdog import Watchdog
 from moge_core.training.workspace import RunStatus, Workspace, write_json
 
@@ -151,6 +158,7 @@ class Trainer:
 
     def _train_on(self) -> RunStatus:
         last = self.flags.num_iterations - 1
+        self._score_best_anew()
         with _collecting_garbage_on_schedule(), self.report.progress() as progress, self.loader:
             batches = on_device(self.loader, self.device)
             self.watchdog.finished(self.first_step - 1)
@@ -159,11 +167,11 @@ class Trainer:
                 self.watchdog.finished(step)
 
                 with self.watchdog.stage("evaluate"):
-                    scores = self._evaluate(step) if self._evaluates_at(step, last) else {}
+                    scores = self._evaluate(step) if self._evaluates_at(step, last) else None
                 # Not where it stops: what has been summed up is saved, and logged when an uninterrupted run would.
                 if self._is_due(step, self.flags.log_every) or step == last or scores:
-                    self._log(step, scores)
-                is_best = self._is_best(step, scores)
+                    self._log(step, scores.values if scores else {})
+                is_best = scores is not None and self._is_best(step, scores)
                 if step % self.flags.save_every == 0 or step == last or stop or is_best:
                     self.save(step, is_best=is_best)
                 if self.pictures and (self._is_due(step, self.flags.vis_every) or step == last):
@@ -278,28 +286,38 @@ class Trainer:
         every = self.flags.eval_every
         return bool(every and self.held_out) and ((step > 0 and step % every == 0) or step == last)
 
-    def _evaluate(self, step: int) -> dict[str, float]:
-        """Scores of the held-out instances, of the model and its average; rank 0 finds them and all ranks know them."""
-        scores: dict[str, float] = {}
-        if self.is_main or self.network.sharded:
-            num_tokens = sum(self.network.token_range) // 2
-            self.report.work = Work("evaluation", num_tokens)
-            scores = score_held_out(self.network.raw_model, self.held_out, num_tokens)
-            if self.network.ema is not None:
-                with self.network.averaged():
-                    scores |= score_held_out(self.network.raw_model, self.held_out, num_tokens, prefix="eval_ema")
+    def _evaluate(self, step: int) -> HeldOutScores:
+        """Scores of the held-out instances, of the model and its average. Each rank makes its share, and knows all."""
+        self.report.work = Work("evaluation", self.scorer.conditions.num_tokens)
+        scores = self.scorer.score(self.network.raw_model)
+        if self.flags.enable_ema:
+            with self.network.averaged():
+                scores |= self.scorer.score(self.network.raw_model, prefix="eval_ema")
         if self.is_main:
-            logger.info("step %d: %s", step, ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
-        (known,) = broadcast_object_list([scores])
-        return dict(known)
+            named = (f"{name} {value:.4f}" for name, value in scores.values.items())
+            logger.info("step %d: %s", step, ", ".join(named))
+        return scores
 
-    def _is_best(self, step: int, scores: Mapping[str, float]) -> bool:
-        metric = "eval_ema.rel" if self.flags.enable_ema else "eval.rel"
-        value = scores.get(metric, math.nan)
-        if not math.isfinite(value) or (self.best is not None and value >= self.best["value"]):
+    @property
+    def _best_metric(self) -> str:
+        return "eval_ema.rel" if self.flags.enable_ema else "eval.rel"
+
+    def _is_best(self, step: int, scores: HeldOutScores) -> bool:
+        record = best_record(step, self._best_metric, scores)
+        if record is None or not is_better(record, self.best):
             return False
-        self.best = {"step": step, "metric": metric, "value": value, "scores": finite_only(scores)}
+        self.best = record
         return True
+
+    def _score_best_anew(self) -> None:
+        """The best so far may have been scored otherwise before a resume: in another precision, on other instances."""
+        metric, scorer = self._best_metric, self.scorer
+        is_scoring = bool(self.flags.eval_every and self.held_out)
+        if self.best is None or not is_scoring or is_scored_alike(self.best, metric, scorer.conditions):
+            return
+        self.best = score_anew(self.best, metric, self.workspace, self.network, scorer, is_main=self.is_main)
+        if self.is_main and self.best is not None:
+            self.workspace.write_best(self.best)
 
     # --- checkpoints ---
 
@@ -379,6 +397,14 @@ class Trainer:
     def _open_data(self) -> None:
         flags = self.flags
         self.held_out = self.split.held_out if self.split else []
+        self.scorer = HeldOutScorer(
+            self.held_out,
+            scoring_tokens(self.network.raw_model),
+            batch_size=flags.batch_size_forward,
+            precision=scoring_precision(self.accelerator.mixed_precision, sharded=self.network.sharded),
+            rank=self.rank,
+            world_size=self.accelerator.num_processes,
+        )
         self.loader = TrainLoader(
             self.config.data,
             flags.batch_size_forward,
@@ -453,6 +479,8 @@ class Trainer:
 
     def _begin(self) -> None:
         if self.is_main:
+            precision = training_precision(self.accelerator.mixed_precision)
+            logger.info("device %s, precision %s", describe_device(self.device), precision)
             write_json(self.workspace.config_path, self.config.raw)
             self.provenance.begin(
                 {
@@ -467,6 +495,7 @@ class Trainer:
             "batch_size_total": str(self.global_batch),
             "config_digest": self.config.digest(),
             "mixed_precision": str(self.accelerator.mixed_precision),
+            "scoring_precision": self.scorer.conditions.precision,
             "num_processes": str(self.accelerator.num_processes),
         }
         for dataset in self.datasets:

@@ -1,4 +1,4 @@
-"""Scores on held-out instances while a training goes on: always the same ones, of the model and of its average."""
+"""What a training holds out and is scored on: always the same instances."""
 
 from __future__ import annotations
 
@@ -13,10 +13,7 @@ import numpy as np
 
 from moge_core.datasets import read_index
 from moge_core.datasets.layout import VALIDATION_NAME
-from moge_core.errors import MoGeError
-from moge_core.evaluation import score_instances
 from moge_core.loading import DataConfig
-from moge_core.models import MoGeModel
 
 logger = logging.getLogger(__name__)
 
@@ -98,45 +95,9 @@ def untrained_instances(data: DataConfig, fraction: float | None, most: int) -> 
     return found
 
 
-def score_held_out(
-    model: MoGeModel, held_out: Sequence[HeldOut], num_tokens: int, prefix: str = "eval"
-) -> dict[str, float]:
-    """Mean `rel` and `delta1` of affine-invariant points: `eval.DATASET.rel`, ..., and `eval.rel` over the datasets.
-
-    Args:
-        model: in whatever mode it is; left in training mode.
-        held_out: what to score.
-        num_tokens: resolution of the predictions.
-        prefix: of the names.
-    """
-    scores: dict[str, float] = {}
-    means: dict[str, list[float]] = {}
-    model.eval()
-    try:
-        for each in held_out:
-            found = _scores(model, each, num_tokens)
-            for name in found[0] if found else ():
-                mean = float(np.nanmean([score[name] for score in found]))
-                scores[f"{prefix}.{each.name}.{name}"] = mean
-                means.setdefault(name, []).append(mean)
-    finally:
-        model.train()
-    return {**scores, **{f"{prefix}.{name}": float(np.mean(values)) for name, values in means.items()}}
-
-
 def _spaced(names: Sequence[str], most: int) -> tuple[str, ...]:
     places = np.linspace(0, len(names) - 1, min(most, len(names))).round().astype(int)
     return tuple(names[place] for place in places)
-
-
-def _scores(model: MoGeModel, each: HeldOut, num_tokens: int) -> list[dict[str, float]]:
-    found = []
-    for instance in each.instances:
-        try:
-            found += score_instances(model, each.root, [instance], depth_name=each.depth_name, num_tokens=num_tokens)
-        except (MoGeError, OSError) as error:  # a training of days must not end over a broken held-out instance
-            logger.warning("not scored: %s/%s: %s", each.name, instance, error)
-    return found
 
 
 def _place(dataset: str, instance: str) -> float:

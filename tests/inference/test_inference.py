@@ -155,7 +155,7 @@ def test_a_large_mesh_is_thinned() -> None:
     assert 200 < len(mesh.vertices) <= 1000
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_a_prediction_holds_what_the_model_has(precision: Any) -> None:
     images = [np.full((30, 40, 3), value, np.uint8) for value in (0, 255)]
     first, second = predict(tiny_v2(), images, num_tokens=20, precision=precision)

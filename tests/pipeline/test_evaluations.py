@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ import pytest
 from pipeline_project import InProcessLauncher, Project, failure_text, metadata_of
 
 from moge_core.datasets import render_sample_scenes
+from moge_core.training.evaluation import Evaluation
+from moge_pipeline.defs.evaluation.assets import _check_results, _comparable_lines
 from moge_pipeline.defs.resources.tracking import mlflow_resource
 
 EVALUATES = {"num_iterations": 2, "eval_every": 1, "eval_fraction": 0.5, "vis_every": 1, "num_vis_images": 2}
@@ -75,6 +79,36 @@ def test_a_score_that_got_worse_is_told(shop: Project) -> None:
     result = make(shop, "evaluation_train_sample")
     (check,) = [each for each in result.get_asset_check_evaluations() if each.check_name == "no_worse_than_before"]
     assert not check.passed and check.severity == dg.AssetCheckSeverity.WARN
+
+    history.write_text(json.dumps({**before, "precision": "bf16"}) + "\n")
+    result = make(shop, "evaluation_train_sample")
+    (check,) = [each for each in result.get_asset_check_evaluations() if each.check_name == "no_worse_than_before"]
+    assert check.passed and "same resolution and precision" in str(check.description), "scored otherwise: not compared"
+    assert [row.data["precision"] for row in metadata_of(result)["history"].records] == ["fp32", "bf16"]
+
+
+def test_no_line_connects_scores_that_were_made_otherwise() -> None:
+    conditions = {"num_tokens": 20, "instances_digest": "abc", "not_scored": []}
+    rel = [0.5, 0.4, 0.3, 0.2, 0.1]
+    history = [{"scores": {"rel": value}, **conditions, "precision": "bf16"} for value in rel]
+    del history[0]["precision"]  # of before it was recorded
+    history[2]["precision"] = history[4]["precision"] = "fp32"
+    lines = _comparable_lines(history)
+    assert lines["rel"] == ([3, 5], [0.3, 0.1]), "those that are like the newest"
+    (x, y) = lines["rel, scored otherwise"]
+    assert x == [1, 2, 2, 4] and math.isnan(y[1]) and [y[0], *y[2:]] == [0.5, 0.4, 0.2]
+
+
+def test_a_finetuning_on_data_that_grew_is_compared_with_its_parent() -> None:
+    parent = {"rel": 0.1, "delta1": 0.9}
+    evaluation = Evaluation(
+        *("w/1/checkpoint/00000001.pt", None, 1, "model", {"rel": 0.2}, {}, parent, "now"),
+        *("fp32", 20, "abc", []),
+    )
+    before = {"scores": {"rel": 0.3}, "precision": "fp32", "num_tokens": 20, "instances_digest": "of fewer"}
+    history = [{**before, "not_scored": []}, asdict(evaluation)]
+    (check,) = [each for each in _check_results(evaluation, history) if each.check_name == "no_worse_than_before"]
+    assert not check.passed and check.description == "rel was 0.1000 and is 0.2000"
 
 
 def test_a_training_that_held_nothing_out_is_not_scored_and_learns_how_to_be(shop: Project) -> None:

@@ -25,6 +25,7 @@ from moge_core.training.checkpoint_writer import CheckpointWriter
 from moge_core.training.checkpoints import TrainingState
 from moge_core.training.flags import resolve_flags
 from moge_core.training.optimization import freeze
+from moge_core.training.scoring import HeldOutScores
 from moge_core.training.validation import split_datasets
 
 Config = Callable[..., Path]
@@ -263,8 +264,9 @@ def test_a_score_that_is_not_a_number_is_never_the_best(tiny_config: Config, tmp
     config = tiny_config()
     trainer = Trainer(load_train_config(config), TrainFlags(config, tmp_path / "w", init="random"), [])
     nan = float("nan")
-    scores = [nan, 0.5, nan, 0.6, 0.4, 0.4]
-    found = [trainer._is_best(step, {"eval_ema.rel": score, "eval.x": nan}) for step, score in enumerate(scores)]
+    values = [{"eval_ema.rel": score, "eval.x": nan} for score in (nan, 0.5, nan, 0.6, 0.4, 0.4)]
+    conditions = trainer.scorer.conditions
+    found = [trainer._is_best(step, HeldOutScores(each, conditions)) for step, each in enumerate(values)]
     assert found == [False, True, False, False, True, False]
     assert trainer.best is not None and (trainer.best["step"], trainer.best["value"]) == (4, 0.4)
     json.dumps(trainer.best, allow_nan=False)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+from played_accelerator import played_accelerator
 
 from moge_core.datasets.layout import VALIDATION_NAME
 from moge_core.errors import WorkspaceError
+from moge_core.evaluation import are_comparable
 from moge_core.training import Workspace, load_train_config, main
 from moge_core.training.evaluation import evaluate_best, read_history
 from moge_core.training.validation import untrained_instances
@@ -47,7 +50,17 @@ def test_the_best_step_is_scored_by_the_better_of_its_weights_as_during_training
     assert evaluation.datasets["scenes"]["instances"] >= 1
     checkpoint = workspace.checkpoint_at(best["step"])
     assert evaluation.sha256 == checkpoint.manifest["files"][Path(evaluation.checkpoint).name]["sha256"]
-    assert json.loads((workspace.path / "evaluation.json").read_text())["scores"] == dict(evaluation.scores)
+    record = json.loads((workspace.path / "evaluation.json").read_text())
+    assert record["scores"] == dict(evaluation.scores)
+    assert are_comparable(record, best), "evaluation.json and best.json tell the conditions of their scores"
+
+    told: list[str] = []
+    with played_accelerator() as played:
+        elsewhere = evaluate_best(workspace, device=played.device, batch_size=3, tell=told.append)
+    assert told == ["device meta, precision fp32"] and played.started["convolution"] > 10
+    assert elsewhere.scores == pytest.approx(dict(evaluation.scores), abs=1e-6)
+    assert are_comparable(asdict(elsewhere), record)
+    assert not are_comparable(asdict(evaluate_best(workspace, most=1)), record)
 
 
 def test_a_finetuning_is_compared_with_its_parent_and_each_run_adds_to_the_history(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -9,6 +10,7 @@ from pydantic import Field
 
 from moge_core.device_leases import leased_device
 from moge_core.errors import WorkspaceError
+from moge_core.evaluation import are_comparable
 from moge_core.training import Workspace, finished_workspaces
 from moge_pipeline.catalog import Catalog, FinetuneEntry, TrainingEntry, evaluation_name
 from moge_pipeline.defs.errors import mendable_errors, never_finished, usable
@@ -63,13 +65,15 @@ def evaluation_asset(entry: TrainingEntry | FinetuneEntry, catalog: Catalog) -> 
             context.log.info(f"Scoring the best checkpoint of {workspace.path}")
             holder = f"{name}, run {context.run.run_id[:8]}"
             with (
-                leased_device(holder, context.log.info),
+                leased_device(holder, context.log.info) as device,
                 mlflow.asset_run(context, f"{name}/{workspace.path.name}") as run,
             ):
                 evaluation = evaluate_best(
                     workspace,
                     most=config.num_instances,
+                    device=device,
                     progress=lambda done, total: context.log.info(f"Scored {done} of {total} sets of weights"),
+                    tell=context.log.info,
                 )
                 _tell_mlflow(run, workspace, evaluation)
                 tracked = run.metadata
@@ -85,7 +89,8 @@ def evaluation_asset(entry: TrainingEntry | FinetuneEntry, catalog: Catalog) -> 
 def _check_specs(key: dg.AssetKey) -> list[dg.AssetCheckSpec]:
     promises = {
         HELD_OUT_CHECK: "At least one dataset has instances that training never saw.",
-        REGRESSION_CHECK: f"The error is at most {TOLERATED:g} times that of the evaluation before.",
+        REGRESSION_CHECK: f"The error is at most {TOLERATED:g} times that of the evaluation before on the same"
+        " instances, or else that of the parent.",
     }
     return [dg.AssetCheckSpec(name, asset=key, description=promise) for name, promise in promises.items()]
 
@@ -111,6 +116,7 @@ def _tell_mlflow(run: TrackedRun, workspace: Workspace, evaluation: "Evaluation"
         "moge.checkpoint": evaluation.checkpoint,
         "moge.checkpoint_sha256": evaluation.sha256,
         "moge.weights": evaluation.weights,
+        **{f"moge.{name}": str(value) for name, value in _conditions(evaluation).items()},
         "mlflow.parentRunId": training_run,
     }
     run.describe(tags={key: value for key, value in tags.items() if value is not None})
@@ -129,6 +135,7 @@ def _metadata(workspace: Workspace, evaluation: "Evaluation") -> dict[str, Any]:
         "step": evaluation.step,
         "weights": {"ema": "moving average", "model": "as trained"}[evaluation.weights],
     }
+    known |= _conditions(evaluation)
     if evaluation.datasets:
         rows: list[dict[str, str | float]] = [
             {"dataset": name, **scores} for name, scores in evaluation.datasets.items()
@@ -139,15 +146,25 @@ def _metadata(workspace: Workspace, evaluation: "Evaluation") -> dict[str, Any]:
     return known
 
 
+def _conditions(evaluation: "Evaluation") -> dict[str, Any]:
+    """Under which the scores were made; empty where nothing was scored."""
+    if not evaluation.scores:
+        return {}
+    return {
+        "precision": evaluation.precision,
+        "num_tokens": evaluation.num_tokens,
+        "instances_digest": evaluation.instances_digest,
+    }
+
+
 def _history_metadata(asset_name: str, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     from moge_core.visualization import plot_lines
 
     scored = [each for each in history if each["scores"]]
     if not scored:
         return {}
-    numbers = range(1, len(scored) + 1)
     picture = plot_lines(
-        {"rel": (list(numbers), [each["scores"].get("rel", math.nan) for each in scored])},
+        _comparable_lines(scored),
         title=f"Held-out error of {asset_name}",
         x_label="evaluation",
         y_label="rel",
@@ -159,6 +176,9 @@ def _history_metadata(asset_name: str, history: Sequence[Mapping[str, Any]]) -> 
             "step": each["step"],
             "rel": each["scores"].get("rel"),
             "delta1": each["scores"].get("delta1"),
+            "precision": each.get("precision"),
+            "num_tokens": each.get("num_tokens"),
+            "instances": each.get("instances_digest"),
         }
         for each in reversed(scored[-_ROWS_OF_HISTORY:])
     ]
@@ -166,6 +186,23 @@ def _history_metadata(asset_name: str, history: Sequence[Mapping[str, Any]]) -> 
         "score_over_time": markdown_picture(picture, f"Held-out error of {asset_name} over its evaluations"),
         "history": dg.MetadataValue.table([dg.TableRecord(row) for row in rows]),
     }
+
+
+def _comparable_lines(scored: Sequence[Mapping[str, Any]]) -> dict[str, tuple[list[int], list[float]]]:
+    """`rel` over the number of the evaluation. No line connects scores that may not be compared."""
+    present, otherwise = "rel", "rel, scored otherwise"
+    lines: dict[str, tuple[list[int], list[float]]] = {present: ([], []), otherwise: ([], [])}
+    before: dict[str, Mapping[str, Any]] = {}
+    for number, each in enumerate(scored, start=1):
+        name = present if each is scored[-1] or are_comparable(each, scored[-1]) else otherwise
+        x, y = lines[name]
+        if name in before and not are_comparable(each, before[name]):
+            x.append(number)
+            y.append(math.nan)  # a gap
+        x.append(number)
+        y.append(each["scores"].get("rel", math.nan))
+        before[name] = each
+    return {name: line for name, line in lines.items() if line[0]}
 
 
 def _check_results(evaluation: "Evaluation", history: Sequence[Mapping[str, Any]]) -> list[dg.AssetCheckResult]:
@@ -179,15 +216,23 @@ def _check_results(evaluation: "Evaluation", history: Sequence[Mapping[str, Any]
         " configuration's `run` section, or split the dataset: `moge index DATASET --val-fraction 0.05`.",
     )
     now = evaluation.scores.get("rel")
-    earlier = [each["scores"]["rel"] for each in history[:-1] if each["scores"].get("rel") is not None]
+    comparable = [each["scores"] for each in history[:-1] if are_comparable(each, asdict(evaluation))]
+    if (
+        not comparable and evaluation.parent_scores
+    ):  # new data change what is held out; the parent was scored on it, too
+        comparable = [evaluation.parent_scores]
+    earlier = [scores["rel"] for scores in comparable if scores.get("rel") is not None]
     before = earlier[-1] if earlier else None
     worse = now is not None and before is not None and not now <= TOLERATED * before
     told = {"before": before, "now": now}
+    description = f"rel was {before:.4f} and is {now:.4f}" if before is not None and now is not None else None
+    if now is not None and before is None and len(history) > 1:
+        description = "No evaluation before was made on the same instances, at the same resolution and precision."
     regression = dg.AssetCheckResult(
         check_name=REGRESSION_CHECK,
         passed=not worse,
         severity=dg.AssetCheckSeverity.WARN,
-        description=f"rel was {before:.4f} and is {now:.4f}" if before is not None and now is not None else None,
+        description=description,
         metadata={name: float(value) for name, value in told.items() if value is not None and math.isfinite(value)},
     )
     return [held_out, regression]
