@@ -37,6 +37,20 @@ class Failure(NamedTuple):
     detail: str
 
 
+class FailureCount(NamedTuple):
+    """How many draws could not be used, up to some place of the stream.
+
+    Attributes:
+        total: since the log began.
+        num_recent: recent draws, at most 10,000, those of an earlier run that goes on among them.
+        num_recent_failed: how many of these failed.
+    """
+
+    total: int
+    num_recent: int
+    num_recent_failed: int
+
+
 class FailureLog:
     """Every skipped instance once, how often each rule was broken, and the quota.
 
@@ -66,10 +80,9 @@ class FailureLog:
         self.failures: list[Failure] = []
         self.counts: Counter[tuple[str, str]] = Counter()
 
-    @property
-    def window(self) -> tuple[int, int]:
-        """Draws that the share is taken over, and how many of them failed."""
-        return len(self._draws), sum(self._draws)
+    def count(self) -> FailureCount:
+        """What has been recorded so far."""
+        return FailureCount(sum(self.counts.values()), len(self._draws), sum(self._draws))
 
     def go_on(self, num_draws: int, num_failed: int) -> None:
         """Begin with the window of an earlier run; which of its draws failed is forgotten, the oldest are taken."""

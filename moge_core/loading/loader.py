@@ -23,7 +23,7 @@ from moge_core.datasets.parallel import num_cores
 from moge_core.errors import InputError
 from moge_core.loading.batch import BlockLayout, LoadedBatch, load_batch
 from moge_core.loading.config import DataConfig
-from moge_core.loading.failures import Failure, FailureLog
+from moge_core.loading.failures import Failure, FailureCount, FailureLog
 from moge_core.loading.instance import recipes_of
 from moge_core.loading.sampling import NUM_CANDIDATES, BatchLayout, BatchPlan, Sampler
 from moge_core.loading.shared_memory import Arena, keep_freed_memory
@@ -31,6 +31,8 @@ from moge_core.loading.statistics import LoaderStatistics
 from moge_core.loading.workers import Delivery, WorkerPool
 
 MAX_AUTO_WORKERS = 8
+# Steps whose failures are told apart: who reads batches ahead of the step at hand is a batch or two ahead.
+_STEPS_REMEMBERED = 16
 
 Batch = dict[str, Any]
 """What a batch of B instances holds.
@@ -124,6 +126,7 @@ class TrainLoader:
         self._seed = seed
         self._step = 0
         self._micro_batch = 0
+        self._failures_before = {0: self._log.count()}
         self._pool: WorkerPool | None = None
         self._arena: Arena | None = None  # of batches that are loaded in this process
         if self._num_workers == 0:
@@ -139,14 +142,24 @@ class TrainLoader:
         """How many draws were skipped, by (dataset, rule)."""
         return Counter(self._log.counts)
 
-    @property
-    def failure_window(self) -> tuple[int, int]:
-        """Recent draws, at most 10,000, and how many of them failed; to be set when a run goes on."""
-        return self._log.window
+    def failures_before(self, step: int) -> FailureCount:
+        """What failed of the draws behind the optimiser steps before `step`.
 
-    @failure_window.setter
-    def failure_window(self, window: tuple[int, int]) -> None:
-        self._log.go_on(*window)
+        Batches of later steps do not count, though they may have been handed out: what a checkpoint says then holds for
+        a run that goes on and loads them again.
+
+        Raises:
+            InputError: the step lies more than a few behind the stream.
+        """
+        reached = [other for other in self._failures_before if other <= step]
+        if not reached:
+            raise InputError("step", f"must be at least {min(self._failures_before)}", found=step)
+        return self._failures_before[max(reached)]
+
+    def go_on_counting(self, num_recent: int, num_recent_failed: int) -> None:
+        """Begin with the recent draws of the run that goes on, for the share of them that may fail."""
+        self._log.go_on(num_recent, num_recent_failed)
+        self._failures_before = {self._step: self._log.count()}
 
     @property
     def num_workers(self) -> int:
@@ -172,6 +185,9 @@ class TrainLoader:
         self._statistics.record(delivery.batch, time.perf_counter() - asked, num_ready)
         self._step, self._micro_batch = self._layout.after(self._step, self._micro_batch)
         self._record(delivery.batch)
+        if self._micro_batch == 0:
+            self._failures_before[self._step] = self._log.count()
+            self._failures_before.pop(self._step - _STEPS_REMEMBERED, None)
         return _to_tensors(delivery)
 
     def statistics(self) -> LoaderStatistics:
@@ -204,6 +220,7 @@ class TrainLoader:
             raise InputError("state", f"must be of the layout {layout} within a step", found=dict(state))
         self.close()
         self._step, self._micro_batch = step, micro_batch
+        self._failures_before = {step: self._log.count()}
 
     def close(self) -> None:
         """End the worker processes. Iterating again starts new ones."""

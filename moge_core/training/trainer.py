@@ -265,13 +265,13 @@ class Trainer:
     def _log(self, step: int, scores: Mapping[str, float]) -> None:
         means = self.metrics.means(self.accelerator)
         rates = {f"learning_rate.group_{i}": float(rate) for i, rate in enumerate(self.network.scheduler.get_last_lr())}
-        counts = {"skipped_steps": float(self.skips.total), "skipped_instances": float(self._num_failures())}
+        counts = {"skipped_steps": float(self.skips.total), "skipped_instances": float(self._num_failures(step))}
         self.report.log(step, {**means, **rates, **counts, **scores}, self.clock, self.loader)
         self.clock = clock_for(self.device, on_enter=self.watchdog.enter)
 
-    def _num_failures(self) -> int:
-        """Draws that could not be used since the run began, over all ranks and restarts."""
-        own = torch.tensor(float(sum(self.loader.failure_counts.values())), device=self.device)
+    def _num_failures(self, step: int) -> int:
+        """Draws up to a step that could not be used since the run began, over all ranks and restarts."""
+        own = torch.tensor(float(self.loader.failures_before(step + 1).total), device=self.device)
         return self.failures_before + int(self.accelerator.reduce(own, reduction="sum"))
 
     def _evaluates_at(self, step: int, last: int) -> bool:
@@ -306,13 +306,13 @@ class Trainer:
     def save(self, step: int, *, is_best: bool = False) -> None:
         """Copy the state and leave the writing to the writer."""
         with self.clock.stage("save"):
-            metric_sums, num_failures = self.metrics.state(self.accelerator), self._num_failures()
+            metric_sums, num_failures = self.metrics.state(self.accelerator), self._num_failures(step)
             if self.is_main or self.network.sharded:
                 counters = {
                     "num_skipped": self.skips.total,
                     "skipped_in_a_row": self.skips.in_a_row,
                     "num_failures": num_failures,
-                    "failure_window": self.loader.failure_window,
+                    "failure_window": self.loader.failures_before(step + 1)[1:],
                     "metric_sums": metric_sums,
                     "best": self.best,
                 }
@@ -394,7 +394,7 @@ class Trainer:
             on_round=self.watchdog.loader_lives,
         )
         self.loader.load_state_dict({**self.loader.state_dict(), "step": self.first_step})
-        self.loader.failure_window = self.failure_window
+        self.loader.go_on_counting(*self.failure_window)
 
     def _open_observers(self, others: Sequence[Observer]) -> list[Observer]:
         opened: list[Observer] = [MetricsFile(self.workspace, self.first_step), *others]
