@@ -19,7 +19,7 @@ from torch import Tensor
 from moge_core.errors import ConfigError, MoGeError, NonFiniteError, TrainingError
 from moge_core.loading import TrainLoader
 from moge_core.training.checkpoint_writer import CheckpointWriter
-from moge_core.training.checkpoints import TrainingState, load_training_state, parent_of
+from moge_core.training.checkpoints import TrainingState, parent_of
 from moge_core.training.config import TrainConfig
 from moge_core.training.devices import build_accelerator, leave_process_group, on_device
 from moge_core.training.flags import TrainFlags
@@ -33,6 +33,7 @@ from moge_core.training.pictures import PredictionPictures
 from moge_core.training.preflight import DatasetIdentity
 from moge_core.training.provenance import Provenance
 from moge_core.training.reporting import Report
+from moge_core.training.restoring import load_on_all
 from moge_core.training.sharding import whole
 from moge_core.training.timing import clock_for
 from moge_core.training.tracking import MetricsFile, Observer, finite_only
@@ -345,7 +346,7 @@ class Trainer:
     def _load_checkpoint(self) -> TrainingState | None:
         check_losses(self.config.loss)
         flag = self.flags.checkpoint
-        restored = load_training_state(self.workspace, flag) if flag else None
+        restored = load_on_all(self.workspace, flag, self.accelerator) if flag else None
         if flag == "latest" and restored is None and self.is_main:
             logger.info("no checkpoint in %s yet: training starts anew", self.workspace.path)
         self._check_same_data(restored)
@@ -356,7 +357,7 @@ class Trainer:
         if state.manifest:
             self.parent = state.manifest.get("parent")
             self._tell_what_changed(state.manifest)
-        elif state.source is not None:
+        elif state.source is not None and self.is_main:  # who writes manifests; it reads the whole file
             self.parent = parent_of(state.source)
         self.network.restore(state, self.accelerator)
         self.first_step = state.step + 1
