@@ -172,9 +172,10 @@ def _find_newest(workspace: Workspace) -> CheckpointInfo | None:
         try:
             check_files(info)
             read_checkpoint(info)
-            return info
         except CheckpointError as error:
             logger.warning("checkpoint %d is damaged and passed over: %s", info.step, error)
+        else:
+            return info
     if any(re.fullmatch(r"\d{8,}", path.stem) for path in workspace.checkpoint_dir.glob("*.json")):
         raise CheckpointError(
             workspace.checkpoint_dir,

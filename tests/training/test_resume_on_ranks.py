@@ -4,40 +4,52 @@ from __future__ import annotations
 
 import json
 import os
-import re
+import shutil
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import told_reads
 import torch
+from played_training import played_training
 
+from moge_core.errors import DatasetError, InputError, MoGeError
+from moge_core.loading import TrainLoader
 from moge_core.models.weights import read_tensors
-from moge_core.training import main
+from moge_core.training import Workspace, load_train_config, main
+from moge_core.training.devices import on_device
 
 Config = Callable[..., Path]
-REPOSITORY = Path(__file__).resolve().parents[2]
-ALONE = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-LAUNCH = [
-    *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
-    *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
-]
-TELL = [told_reads.__file__]
+# What a launcher sets for the processes that it starts on one machine without GPUs.
+LAUNCHED = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2"}
+SPREAD = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"}
 
 
 def arguments(config: Path, workspace: Path, *flags: str) -> list[str]:
     return ["--config", str(config), "--workspace", str(workspace), "--enable_mlflow", "False", *flags]
 
 
-def on_two(command: list[str], report: Path, *, code: int = 0) -> list[dict[str, Any]]:
-    """Launch two processes, and what each of them reports."""
-    ended = subprocess.run(
-        command, env={**os.environ, **ALONE}, check=False, timeout=240, stderr=subprocess.PIPE, text=True
-    )
-    assert ended.returncode == code, ended.stderr[-4000:]
+def on_two(*arguments: str, **environment: str) -> None:
+    """Run Python in two processes that train together."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = {**os.environ, **LAUNCHED, "MASTER_PORT": str(port), **environment}
+    processes = [
+        subprocess.Popen([sys.executable, *arguments], env={**common, "RANK": rank, "LOCAL_RANK": rank})
+        for rank in ("0", "1")
+    ]
+    assert [process.wait(timeout=240) for process in processes] == [0, 0]
+
+
+def told_by_two(config: Path, workspace: Path, *flags: str, **environment: str) -> list[dict[str, Any]]:
+    """Train in two processes; what each of them read."""
+    report = workspace.with_name("report")
+    on_two(told_reads.__file__, str(report), *arguments(config, workspace, *flags), **environment)
     return [json.loads(Path(f"{report}.{rank}.json").read_text()) for rank in (0, 1)]
 
 
@@ -50,6 +62,86 @@ def trained_with_a_damaged_last_checkpoint(config: Path, workspace: Path) -> Non
     damaged.write_bytes(data)
 
 
+# --- what counts as trained ---
+
+
+@pytest.mark.slow
+def test_a_batch_that_was_read_ahead_counts_once_though_it_is_loaded_again(
+    tiny_config: Config, tmp_path: Path, scenes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config()
+    values = json.loads(config.read_text())
+    values["loss"] = {"synthetic": {"mask": {"function": "mask_l2_loss"}}}
+    config.write_text(json.dumps(values))
+    shutil.copytree(scenes / "scenes", tmp_path / "scenes")
+    monkeypatch.setenv("MOGE_DATA_ROOT", str(tmp_path))
+    for path in sorted((tmp_path / "scenes").rglob("depth.png"))[:4]:
+        path.write_bytes(path.read_bytes()[:200])
+    flags = ["--save_every", "100", "--enable_ema", "False", "--checkpoint", "latest", "--num_iterations"]
+    # Without an accelerator nothing is read ahead.
+    assert main(arguments(config, tmp_path / "whole", *flags, "4")) == 0
+    with played_training():
+        assert main(arguments(config, tmp_path / "parts", *flags, "2")) == 0
+    with played_training():
+        assert main(arguments(config, tmp_path / "parts", *flags, "4")) == 0
+    logged, counters = [], []
+    for name in ("whole", "parts"):
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        logged.append([json.loads(line)["skipped_instances"] for line in lines])
+        saved = Workspace(tmp_path / name).checkpoint_at(3).manifest["counters"]
+        counters.append({key: saved[key] for key in ("num_failures", "failure_window")})
+    assert logged[0] == logged[1] and counters[0] == counters[1]
+    assert counters[0]["num_failures"] > 0
+
+
+def test_failures_are_told_as_of_a_step_whatever_was_handed_out_since(
+    tiny_config: Config, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_train_config(tiny_config())
+    shutil.copytree(scenes / "scenes", tmp_path / "scenes")
+    monkeypatch.setenv("MOGE_DATA_ROOT", str(tmp_path))
+    for path in sorted((tmp_path / "scenes").rglob("depth.png"))[:4]:
+        path.write_bytes(path.read_bytes()[:200])
+
+    def stream(step: int, window: tuple[int, int]) -> TrainLoader:
+        loader = TrainLoader(config.data, 2, 0, accumulation=2, num_workers=0)
+        loader.load_state_dict({**loader.state_dict(), "step": step})
+        loader.go_on_counting(*window)
+        return loader
+
+    with stream(0, (0, 0)) as whole, stream(0, (0, 0)) as first:
+        for _ in range(6):
+            next(whole)
+        for _ in range(5):  # the first batch of step 2 is read ahead
+            next(first)
+        assert first.failures_before(0) == (0, 0, 0)
+        assert 0 < first.failures_before(2).total < whole.failures_before(3).total
+        assert first.failures_before(99) == first.failures_before(2) == whole.failures_before(2)
+        with stream(2, first.failures_before(2)[1:]) as second:
+            assert second.failures_before(2).total == 0
+            next(second), next(second)
+            total = first.failures_before(2).total + second.failures_before(3).total
+            assert (total, *second.failures_before(3)[1:]) == whole.failures_before(3)
+            with pytest.raises(InputError, match="must be at least 2"):
+                second.failures_before(1)
+
+
+@pytest.mark.parametrize("device", [torch.device("cpu"), torch.device("meta")])
+def test_a_batch_that_cannot_be_had_is_told_to_who_asks_for_it(device: torch.device) -> None:
+    def batches(error: MoGeError | None) -> Iterator[dict[str, Any]]:
+        yield {"image": torch.zeros(1)}
+        yield {"image": torch.ones(1)}
+        if error is not None:
+            raise error
+
+    with played_training():
+        assert len(list(on_device(batches(None), device))) == 2
+        failing = on_device(batches(DatasetError("data", "must be usable")), device)
+        assert [next(failing)["image"].device, next(failing)["image"].device] == [device, device]
+        with pytest.raises(DatasetError, match="must be usable"):
+            next(failing)
+
+
 # --- who reads what ---
 
 
@@ -58,8 +150,8 @@ def trained_with_a_damaged_last_checkpoint(config: Path, workspace: Path) -> Non
 def test_one_process_hashes_and_all_go_on_from_what_it_found(tiny_config: Config, tmp_path: Path) -> None:
     config, workspace = tiny_config(), tmp_path / "w"
     trained_with_a_damaged_last_checkpoint(config, workspace)
-    flags = arguments(config, workspace, "--num_iterations", "3", "--checkpoint", "latest", "--batch_size_forward", "1")
-    first, second = on_two([*LAUNCH, *TELL, str(tmp_path / "report"), *flags], tmp_path / "report")
+    flags = ["--num_iterations", "3", "--checkpoint", "latest", "--batch_size_forward", "1"]
+    first, second = told_by_two(config, workspace, *flags)
     # The damaged one is found by its optimiser's file, so its average is not even read.
     assert sorted(first["hashed"]) == sorted(
         ["00000002.pt", "00000002_optimizer.pt", "00000001.pt", "00000001_optimizer.pt", "00000001_ema.pt"]
@@ -79,14 +171,7 @@ def test_of_spread_weights_one_process_alone_opens_files(tiny_config: Config, tm
     assert main(arguments(config, workspace, "--num_iterations", "2", "--save_every", "1")) == 0
     before = torch.load(workspace / "checkpoint" / "00000001_ema.pt", weights_only=True)["model"]
     flags = ["--num_iterations", "3", "--checkpoint", "latest", "--batch_size_forward", "1"]
-    settings = (REPOSITORY / "configs" / "accelerate" / "fsdp.yaml").read_text()
-    for old, new in (("num_processes: .*", "num_processes: 2"), ("mixed_precision: .*", "mixed_precision: 'no'")):
-        assert len(re.findall(old, settings)) == 1
-        settings = re.sub(old, new, settings)
-    (tmp_path / "fsdp.yaml").write_text(settings)
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(tmp_path / "fsdp.yaml")]
-    command = [*launch, *TELL, str(tmp_path / "report"), *arguments(config, workspace, *flags)]
-    first, second = on_two(command, tmp_path / "report")
+    first, second = told_by_two(config, workspace, *flags, **SPREAD)
     assert {"00000001.pt", "00000001_optimizer.pt", "00000001_ema.pt"} == set(first["opened"]) == set(first["hashed"])
     assert second["hashed"] == second["opened"] == []
     # Its part came to it all the same: the average has moved by a thousandth of a step.
@@ -136,7 +221,7 @@ open(sys.argv[1] + f".{rank}", "w").write("\\n".join(told))
 def test_an_error_of_one_process_is_raised_by_all(tmp_path: Path) -> None:
     script = tmp_path / "agreeing.py"
     script.write_text(AGREEING)
-    subprocess.run([*LAUNCH, str(script), str(tmp_path / "told")], env={**os.environ, **ALONE}, check=True, timeout=100)
+    on_two(str(script), str(tmp_path / "told"))
     first, second = ((tmp_path / f"told.{rank}").read_text().splitlines() for rank in (0, 1))
     error = "CheckpointError a.pt: must be whole; found half of it. Said by {}."
     assert first == ["found by 0", error.format(0), "found by 0", error.format(1)]
