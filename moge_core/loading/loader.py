@@ -12,6 +12,7 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal
 
@@ -23,9 +24,9 @@ from moge_core.datasets.parallel import num_cores
 from moge_core.errors import InputError
 from moge_core.loading.batch import BlockLayout, LoadedBatch, load_batch
 from moge_core.loading.config import DataConfig
-from moge_core.loading.failures import Failure, FailureCount, FailureLog
+from moge_core.loading.failures import Failure, FailureCount, FailureLog, unusable
 from moge_core.loading.instance import recipes_of
-from moge_core.loading.sampling import NUM_CANDIDATES, BatchLayout, BatchPlan, Sampler
+from moge_core.loading.sampling import NUM_CANDIDATES, BatchLayout, BatchPlan, Sampler, Sizes
 from moge_core.loading.shared_memory import Arena, keep_freed_memory
 from moge_core.loading.statistics import LoaderStatistics
 from moge_core.loading.workers import Delivery, WorkerPool
@@ -256,12 +257,30 @@ class TrainLoader:
             self._end_pool = weakref.finalize(self, self._pool.close)
         return self._pool
 
-    def load_again(self, step: int, micro_batch: int = 0) -> Batch:
-        """This rank's batch of any micro-batch of any step, loaded in this process; the stream stays where it is."""
-        return _to_tensors(self._load_here(step, micro_batch))
+    def load_again(self, step: int, micro_batch: int = 0, size: tuple[int, int] | None = None) -> Batch:
+        """This rank's batch of any micro-batch of any step, loaded in this process; the stream stays where it is.
 
-    def _load_here(self, step: int, micro_batch: int) -> Delivery:
+        Args:
+            step: of the run.
+            micro_batch: of the step.
+            size: (height, width) to have instead of the step's own, at most `sizes.largest`.
+
+        Raises:
+            DatasetError: a sample has no usable instance.
+        """
+        delivery = self._load_here(step, micro_batch, size)
+        _require_complete(delivery.batch)
+        return _to_tensors(delivery)
+
+    @property
+    def sizes(self) -> Sizes:
+        """What sizes the images of the run have."""
+        return self._sampler.sizes
+
+    def _load_here(self, step: int, micro_batch: int, size: tuple[int, int] | None = None) -> Delivery:
         plan = self._sampler.plan_batch(self._layout, step, micro_batch)
+        if size is not None:
+            plan = replace(plan, size=size)
         layout = BlockLayout.of(plan, self._recipes)
         if self._arena is None:
             self._arena = Arena(self._largest_batch)
@@ -271,8 +290,7 @@ class TrainLoader:
     def _record(self, batch: LoadedBatch) -> None:
         deaths = [self._pool.deaths.popleft() for _ in range(len(self._pool.deaths))] if self._pool else []
         self._log.record(len(batch.infos), [*deaths, *batch.failures])
-        if not batch.complete:
-            raise self._log.error(f"one of {NUM_CANDIDATES} instances must be usable", len(batch.failures))
+        _require_complete(batch)
 
     def _layout_state(self) -> dict[str, int]:
         layout = self._layout
@@ -294,6 +312,12 @@ def _resolve_num_workers(num_workers: int | Literal["auto"], world_size: int) ->
     if not isinstance(num_workers, int) or num_workers < 0:
         raise InputError("num_workers", "must be `auto` or a number of processes", found=num_workers)
     return num_workers
+
+
+def _require_complete(batch: LoadedBatch) -> None:
+    if not batch.complete:
+        rule = f"one of {NUM_CANDIDATES} instances must be usable"
+        raise unusable(rule, f"{len(batch.failures)} draws", batch.failures)
 
 
 def _plans_from(sampler: Sampler, layout: BatchLayout, step: int, micro_batch: int) -> Iterator[BatchPlan]:

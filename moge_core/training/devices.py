@@ -125,6 +125,12 @@ def _copies_to(device: torch.device) -> _OrderedCopies:
     return _CopiesBeside(device) if device.type == "cuda" else _OrderedCopies(device)
 
 
+def finish_work(device: torch.device) -> None:
+    """Wait until a device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def system_figures(device: torch.device) -> dict[str, float]:
     """Memory of this process and of its device in GB, and the load of the machine."""
     figures = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import logging
 import math
 import signal
@@ -153,7 +154,7 @@ class Trainer:
     def _train_on(self) -> RunStatus:
         last = self.flags.num_iterations - 1
         with _collecting_garbage_on_schedule(), self.report.progress() as progress, self.loader:
-            batches = on_device(self.loader, self.device)
+            batches = self.batches()
             self.watchdog.finished(self.first_step - 1)
             for step in range(self.first_step, self.flags.num_iterations):
                 stop = self.train_step(step, batches)
@@ -192,11 +193,21 @@ class Trainer:
 
     # --- one step ---
 
-    def train_step(self, step: int, batches: Iterator[Mapping[str, Any]]) -> bool:
-        """One optimiser step; True when any rank was asked to stop."""
+    def batches(self, size: tuple[int, int] | None = None) -> Iterator[dict[str, Any]]:
+        """The run's batches on its device; with a size (height, width), the first step's in that size again and again.
+
+        Raises:
+            DatasetError: instances cannot be used.
+        """
+        if size is None:
+            return on_device(self.loader, self.device)
+        return on_device(itertools.repeat(self.loader.load_again(self.first_step, size=size)), self.device)
+
+    def train_step(self, step: int, batches: Iterator[Mapping[str, Any]], num_tokens: int | None = None) -> bool:
+        """One optimiser step, with its own number of tokens or another; True when any rank was asked to stop."""
         # Losses of other packages may draw from torch's own generator: it, too, depends on (seed, step, rank) alone.
         torch.manual_seed(int(self._random(step, 2 + self.rank).integers(2**62)))
-        num_tokens = self.draw_num_tokens(step)
+        num_tokens = num_tokens or self.draw_num_tokens(step)
         num_micro = self.flags.gradient_accumulation_steps
         num_valid = torch.zeros((), dtype=torch.float64, device=self.device)
         losses: list[Tensor] = []

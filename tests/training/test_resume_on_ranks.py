@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +11,7 @@ from typing import Any
 import pytest
 import told_reads
 import torch
+from launches import run_two
 from played_training import played_training
 
 from moge_core.errors import DatasetError, InputError, MoGeError
@@ -24,8 +21,7 @@ from moge_core.training import Workspace, load_train_config, main
 from moge_core.training.devices import on_device
 
 Config = Callable[..., Path]
-# What a launcher sets for the processes that it starts on one machine without GPUs.
-LAUNCHED = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2"}
+# What it sets for weights that are spread.
 SPREAD = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"}
 
 
@@ -33,23 +29,13 @@ def arguments(config: Path, workspace: Path, *flags: str) -> list[str]:
     return ["--config", str(config), "--workspace", str(workspace), "--enable_mlflow", "False", *flags]
 
 
-def on_two(*arguments: str, **environment: str) -> None:
-    """Run Python in two processes that train together."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    common = {**os.environ, **LAUNCHED, "MASTER_PORT": str(port), **environment}
-    processes = [
-        subprocess.Popen([sys.executable, *arguments], env={**common, "RANK": rank, "LOCAL_RANK": rank})
-        for rank in ("0", "1")
-    ]
-    assert [process.wait(timeout=240) for process in processes] == [0, 0]
-
-
 def told_by_two(config: Path, workspace: Path, *flags: str, **environment: str) -> list[dict[str, Any]]:
     """Train in two processes; what each of them read."""
     report = workspace.with_name("report")
-    on_two(told_reads.__file__, str(report), *arguments(config, workspace, *flags), **environment)
+    for code, _, errors in run_two(
+        told_reads.__file__, str(report), *arguments(config, workspace, *flags), **environment
+    ):
+        assert code == 0, errors
     return [json.loads(Path(f"{report}.{rank}.json").read_text()) for rank in (0, 1)]
 
 
@@ -213,6 +199,7 @@ for attempt in (
     except MoGeError as error:
         told.append(f"{type(error).__name__} {error}")
 open(sys.argv[1] + f".{rank}", "w").write("\\n".join(told))
+PartialState().destroy_process_group()
 """
 
 
@@ -221,7 +208,8 @@ open(sys.argv[1] + f".{rank}", "w").write("\\n".join(told))
 def test_an_error_of_one_process_is_raised_by_all(tmp_path: Path) -> None:
     script = tmp_path / "agreeing.py"
     script.write_text(AGREEING)
-    on_two(str(script), str(tmp_path / "told"))
+    for code, _, errors in run_two(str(script), str(tmp_path / "told")):
+        assert code == 0, errors
     first, second = ((tmp_path / f"told.{rank}").read_text().splitlines() for rank in (0, 1))
     error = "CheckpointError a.pt: must be whole; found half of it. Said by {}."
     assert first == ["found by 0", error.format(0), "found by 0", error.format(1)]
