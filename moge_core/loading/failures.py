@@ -7,7 +7,7 @@ import json
 import logging
 import os
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +35,20 @@ class Failure(NamedTuple):
     instance: str
     rule: str
     detail: str
+
+
+class FailureCount(NamedTuple):
+    """How many draws could not be used, up to some place of the stream.
+
+    Attributes:
+        total: since the log began.
+        num_recent: recent draws, at most 10,000, those of an earlier run that goes on among them.
+        num_recent_failed: how many of these failed.
+    """
+
+    total: int
+    num_recent: int
+    num_recent_failed: int
 
 
 class FailureLog:
@@ -66,10 +80,9 @@ class FailureLog:
         self.failures: list[Failure] = []
         self.counts: Counter[tuple[str, str]] = Counter()
 
-    @property
-    def window(self) -> tuple[int, int]:
-        """Draws that the share is taken over, and how many of them failed."""
-        return len(self._draws), sum(self._draws)
+    def count(self) -> FailureCount:
+        """What has been recorded so far."""
+        return FailureCount(sum(self.counts.values()), len(self._draws), sum(self._draws))
 
     def go_on(self, num_draws: int, num_failed: int) -> None:
         """Begin with the window of an earlier run; which of its draws failed is forgotten, the oldest are taken."""
@@ -94,7 +107,8 @@ class FailureLog:
                 self._list(failure)
         num_failed = sum(self._draws)
         if num_failed > max(self._min_failures, self._max_share * len(self._draws)):
-            raise self.error(f"at most {self._max_share:.1%} of the drawn instances may be unusable", num_failed)
+            rule = f"at most {self._max_share:.1%} of the drawn instances may be unusable"
+            raise unusable(rule, f"{num_failed} of the last {len(self._draws)} draws", self.failures)
 
     def _list(self, failure: Failure) -> None:
         if self._path is None:
@@ -110,18 +124,17 @@ class FailureLog:
         except OSError as error:
             logger.warning("%s: the failure cannot be listed: %s", self._path, error)
 
-    def error(self, rule: str, num_failed: int) -> DatasetError:
-        """An error that names what failed."""
-        shown = [
-            f"  {dataset}/{instance} ({rule_id}): {detail}" for dataset, instance, rule_id, detail in self.failures
-        ]
-        more = [f"  and {len(shown) - 20} more"] if len(shown) > 20 else []
-        return DatasetError(
-            "data",
-            rule,
-            found="\n".join([f"{num_failed} of the last {len(self._draws)} draws:", *shown[:20], *more, ""]),
-            fix="Run `moge validate` on the datasets, then mend these instances or take them out of the index.",
-        )
+
+def unusable(rule: str, which: str, failures: Sequence[Failure]) -> DatasetError:
+    """An error that names what failed."""
+    shown = [f"  {dataset}/{instance} ({rule_id}): {detail}" for dataset, instance, rule_id, detail in failures]
+    more = [f"  and {len(shown) - 20} more"] if len(shown) > 20 else []
+    return DatasetError(
+        "data",
+        rule,
+        found="\n".join([f"{which}:", *shown[:20], *more, ""]),
+        fix="Run `moge validate` on the datasets, then mend these instances or take them out of the index.",
+    )
 
 
 def _listed_in(path: Path | None) -> set[tuple[str, str, str]]:

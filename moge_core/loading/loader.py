@@ -12,6 +12,7 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal
 
@@ -23,14 +24,16 @@ from moge_core.datasets.parallel import num_cores
 from moge_core.errors import InputError
 from moge_core.loading.batch import BlockLayout, LoadedBatch, load_batch
 from moge_core.loading.config import DataConfig
-from moge_core.loading.failures import Failure, FailureLog
+from moge_core.loading.failures import Failure, FailureCount, FailureLog, unusable
 from moge_core.loading.instance import recipes_of
-from moge_core.loading.sampling import NUM_CANDIDATES, BatchLayout, BatchPlan, Sampler
+from moge_core.loading.sampling import NUM_CANDIDATES, BatchLayout, BatchPlan, Sampler, Sizes
 from moge_core.loading.shared_memory import Arena, keep_freed_memory
 from moge_core.loading.statistics import LoaderStatistics
 from moge_core.loading.workers import Delivery, WorkerPool
 
 MAX_AUTO_WORKERS = 8
+# Steps whose failures are told apart: who reads batches ahead of the step at hand is a batch or two ahead.
+_STEPS_REMEMBERED = 16
 
 Batch = dict[str, Any]
 """What a batch of B instances holds.
@@ -124,6 +127,7 @@ class TrainLoader:
         self._seed = seed
         self._step = 0
         self._micro_batch = 0
+        self._failures_before = {0: self._log.count()}
         self._pool: WorkerPool | None = None
         self._arena: Arena | None = None  # of batches that are loaded in this process
         if self._num_workers == 0:
@@ -139,14 +143,24 @@ class TrainLoader:
         """How many draws were skipped, by (dataset, rule)."""
         return Counter(self._log.counts)
 
-    @property
-    def failure_window(self) -> tuple[int, int]:
-        """Recent draws, at most 10,000, and how many of them failed; to be set when a run goes on."""
-        return self._log.window
+    def failures_before(self, step: int) -> FailureCount:
+        """What failed of the draws behind the optimiser steps before `step`.
 
-    @failure_window.setter
-    def failure_window(self, window: tuple[int, int]) -> None:
-        self._log.go_on(*window)
+        Batches of later steps do not count, though they may have been handed out: what a checkpoint says then holds for
+        a run that goes on and loads them again.
+
+        Raises:
+            InputError: the step lies more than a few behind the stream.
+        """
+        reached = [other for other in self._failures_before if other <= step]
+        if not reached:
+            raise InputError("step", f"must be at least {min(self._failures_before)}", found=step)
+        return self._failures_before[max(reached)]
+
+    def go_on_counting(self, num_recent: int, num_recent_failed: int) -> None:
+        """Begin with the recent draws of the run that goes on, for the share of them that may fail."""
+        self._log.go_on(num_recent, num_recent_failed)
+        self._failures_before = {self._step: self._log.count()}
 
     @property
     def num_workers(self) -> int:
@@ -172,6 +186,9 @@ class TrainLoader:
         self._statistics.record(delivery.batch, time.perf_counter() - asked, num_ready)
         self._step, self._micro_batch = self._layout.after(self._step, self._micro_batch)
         self._record(delivery.batch)
+        if self._micro_batch == 0:
+            self._failures_before[self._step] = self._log.count()
+            self._failures_before.pop(self._step - _STEPS_REMEMBERED, None)
         return _to_tensors(delivery)
 
     def statistics(self) -> LoaderStatistics:
@@ -204,6 +221,7 @@ class TrainLoader:
             raise InputError("state", f"must be of the layout {layout} within a step", found=dict(state))
         self.close()
         self._step, self._micro_batch = step, micro_batch
+        self._failures_before = {step: self._log.count()}
 
     def close(self) -> None:
         """End the worker processes. Iterating again starts new ones."""
@@ -239,12 +257,30 @@ class TrainLoader:
             self._end_pool = weakref.finalize(self, self._pool.close)
         return self._pool
 
-    def load_again(self, step: int, micro_batch: int = 0) -> Batch:
-        """This rank's batch of any micro-batch of any step, loaded in this process; the stream stays where it is."""
-        return _to_tensors(self._load_here(step, micro_batch))
+    def load_again(self, step: int, micro_batch: int = 0, size: tuple[int, int] | None = None) -> Batch:
+        """This rank's batch of any micro-batch of any step, loaded in this process; the stream stays where it is.
 
-    def _load_here(self, step: int, micro_batch: int) -> Delivery:
+        Args:
+            step: of the run.
+            micro_batch: of the step.
+            size: (height, width) to have instead of the step's own, at most `sizes.largest`.
+
+        Raises:
+            DatasetError: a sample has no usable instance.
+        """
+        delivery = self._load_here(step, micro_batch, size)
+        _require_complete(delivery.batch)
+        return _to_tensors(delivery)
+
+    @property
+    def sizes(self) -> Sizes:
+        """What sizes the images of the run have."""
+        return self._sampler.sizes
+
+    def _load_here(self, step: int, micro_batch: int, size: tuple[int, int] | None = None) -> Delivery:
         plan = self._sampler.plan_batch(self._layout, step, micro_batch)
+        if size is not None:
+            plan = replace(plan, size=size)
         layout = BlockLayout.of(plan, self._recipes)
         if self._arena is None:
             self._arena = Arena(self._largest_batch)
@@ -254,8 +290,7 @@ class TrainLoader:
     def _record(self, batch: LoadedBatch) -> None:
         deaths = [self._pool.deaths.popleft() for _ in range(len(self._pool.deaths))] if self._pool else []
         self._log.record(len(batch.infos), [*deaths, *batch.failures])
-        if not batch.complete:
-            raise self._log.error(f"one of {NUM_CANDIDATES} instances must be usable", len(batch.failures))
+        _require_complete(batch)
 
     def _layout_state(self) -> dict[str, int]:
         layout = self._layout
@@ -277,6 +312,12 @@ def _resolve_num_workers(num_workers: int | Literal["auto"], world_size: int) ->
     if not isinstance(num_workers, int) or num_workers < 0:
         raise InputError("num_workers", "must be `auto` or a number of processes", found=num_workers)
     return num_workers
+
+
+def _require_complete(batch: LoadedBatch) -> None:
+    if not batch.complete:
+        rule = f"one of {NUM_CANDIDATES} instances must be usable"
+        raise unusable(rule, f"{len(batch.failures)} draws", batch.failures)
 
 
 def _plans_from(sampler: Sampler, layout: BatchLayout, step: int, micro_batch: int) -> Iterator[BatchPlan]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import math
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -64,6 +64,63 @@ class LoaderProfile:
         return "\n".join([*lines, "", f"{self.verdict}: {_ADVICE[self.verdict]}"])
 
 
+@dataclass(frozen=True)
+class LoaderRate:
+    """What a loader gives when nobody keeps it waiting.
+
+    Attributes:
+        images_per_second: by all its workers.
+        cpu_s: processor seconds an image.
+        waiting_s: seconds an image that reading waited, mostly for a disk.
+        num_workers: processes that load; with 0 a batch is loaded when it is asked for.
+    """
+
+    images_per_second: float
+    cpu_s: float
+    waiting_s: float
+    num_workers: int
+
+    def seconds_with_loading(self, step_s: float, num_images: int) -> float:
+        """What a training step of so many seconds and images takes with this loader: workers load beside it."""
+        loading_s = num_images / self.images_per_second
+        return max(step_s, loading_s) if self.num_workers else step_s + loading_s
+
+    def needed_for(self, images_per_second: float) -> tuple[int, int]:
+        """Workers that would load so many images a second, and the cores that these would keep busy."""
+        workers = math.ceil(images_per_second * (self.cpu_s + self.waiting_s))
+        return max(workers, 1), max(math.ceil(images_per_second * self.cpu_s), 1)
+
+
+def measure_rate(loader: TrainLoader, num_batches: int, most_s: float = math.inf) -> LoaderRate:
+    """Take batches from a loader's stream as fast as they come.
+
+    Args:
+        loader: whose stream moves on; its statistics are those of what was measured.
+        num_batches: to measure, after a warm-up.
+        most_s: no further batch is asked for after so many seconds.
+
+    Raises:
+        MoGeError: as the loader.
+    """
+    deadline = time.perf_counter() + most_s
+    # What was loaded ahead before the clock starts would be counted as for nothing.
+    for _ in range(2 * loader.num_workers + 3 if loader.num_workers else 1):
+        next(loader)
+        if time.perf_counter() > deadline:
+            break
+    loader.statistics().reset()
+    start = time.perf_counter()
+    for _ in range(num_batches):
+        next(loader)
+        if time.perf_counter() > deadline:
+            break
+    seconds = time.perf_counter() - start
+    statistics = loader.statistics()
+    number, clock = statistics.num_images, statistics.clock
+    waiting_s = max(clock.wall.get("read", 0.0) - clock.cpu.get("read", 0.0), 0.0)
+    return LoaderRate(number / seconds, sum(clock.cpu.values()) / number, waiting_s / number, loader.num_workers)
+
+
 def profile_loader(
     data: DataConfig | Mapping[str, Any],
     *,
@@ -91,19 +148,13 @@ def profile_loader(
     rates: dict[int, float] = {}
     for workers in (0, *num_workers):
         with TrainLoader(data, batch_size, seed, num_workers=workers, **arguments) as loader:
-            # What was loaded ahead before the clock starts would be counted as for nothing.
-            for _ in itertools.islice(loader, 1 if workers == 0 else 2 * workers + 3):
-                pass
-            loader.statistics().reset()
-            start = time.perf_counter()
-            for _ in itertools.islice(loader, num_batches):
-                pass
-            rates[workers] = num_batches * batch_size / (time.perf_counter() - start)
+            rate = measure_rate(loader, num_batches)
+            rates[workers] = rate.images_per_second
             if workers == 0:
                 statistics, failures = loader.statistics(), sum(loader.failure_counts.values())
+                waiting_ms = rate.waiting_s * 1e3
     clock, loaded = statistics.clock, statistics.num_images
     cpu_ms = {stage: seconds * 1e3 / loaded for stage, seconds in clock.cpu.items()}
-    waiting_ms = max(clock.wall.get("read", 0.0) - clock.cpu.get("read", 0.0), 0.0) * 1e3 / loaded
     counts = [clock.counts.get(f"depth cache {name}", 0) for name in ("hits", "misses")]
     return LoaderProfile(
         num_images=loaded,

@@ -14,6 +14,7 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 import numpy as np
 
@@ -88,6 +89,13 @@ class BatchLayout:
         return (step, micro_batch + 1) if micro_batch + 1 < self.accumulation else (step + 1, 0)
 
 
+class Sizes(NamedTuple):
+    """Sizes (height, width) of a run's images: one of about their mean area and shape, and one of the greatest area."""
+
+    mean: tuple[int, int]
+    largest: tuple[int, int]
+
+
 class Sampler:
     """Draws datasets by weight, instances evenly within a dataset, and image sizes.
 
@@ -148,9 +156,25 @@ class Sampler:
         if lowest > highest:
             lowest, highest = min(low for low, _ in ranges), max(high for _, high in ranges)
         assert self._config.area_range is not None  # checked by DataConfig
-        area = rng.uniform(*self._config.area_range)
-        aspect_ratio = rng.uniform(lowest, highest)
-        return max(int(math.sqrt(area * aspect_ratio)), 1), max(int(math.sqrt(area / aspect_ratio)), 1)
+        return _width_and_height(rng.uniform(*self._config.area_range), rng.uniform(lowest, highest))
+
+    @property
+    def sizes(self) -> Sizes:
+        """What `image_size` draws, on average and at most."""
+        if self._config.image_sizes is not None:
+            candidates = [(height, width) for width, height in self._config.image_sizes]
+            mean_area = sum(map(math.prod, candidates)) / len(candidates)
+            mean = min(candidates, key=lambda size: abs(math.prod(size) - mean_area))
+            return Sizes(mean, max(candidates, key=math.prod))
+        assert self._config.area_range is not None  # checked by DataConfig
+        ranges = [self._config.effective(self._config.datasets[i], "aspect_ratio_range") for i in self._drawable]
+        lowest, highest = min(low for low, _ in ranges), max(high for _, high in ranges)
+        smallest_area, largest_area = self._config.area_range
+        mean_width, mean_height = _width_and_height((smallest_area + largest_area) / 2, (lowest + highest) / 2)
+        # Sides are rounded down, so the same area gives more pixels in one shape than in another.
+        shapes = (lowest, highest, min(max(1.0, lowest), highest))
+        width, height = max((_width_and_height(largest_area, shape) for shape in shapes), key=math.prod)
+        return Sizes((mean_height, mean_width), (height, width))
 
     def _draw_step_size(self, step: int, global_batch: int) -> tuple[int, int]:
         first = step * global_batch
@@ -160,6 +184,10 @@ class Sampler:
     def _generator(self, purpose: _Purpose, number: int) -> np.random.Generator:
         # The lowest word of the counter counts what one generator draws.
         return np.random.Generator(np.random.Philox(key=self._key, counter=[0, 0, number, int(purpose)]))
+
+
+def _width_and_height(area: float, aspect_ratio: float) -> tuple[int, int]:
+    return max(int(math.sqrt(area * aspect_ratio)), 1), max(int(math.sqrt(area / aspect_ratio)), 1)
 
 
 class _Purpose(IntEnum):

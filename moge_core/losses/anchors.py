@@ -13,6 +13,9 @@ from moge_core.tensors import is_finite, zero_unless_
 
 _NUM_TESTS = 64
 _NUM_CLASSES = 4
+# What a weight of 1 is in integers. Float32 numbers of 1/64 and more become integers without a remainder, and their sum
+# over any image stays below 2^53, so that float64 multiplies it without one.
+_WEIGHT_UNIT = 2**30
 
 
 def draw_anchors(
@@ -30,8 +33,10 @@ def draw_anchors(
         radius_2d: half the side of a patch's square in pixels.
         num_patches: anchors per instance.
         generator: one that serves all instances in turn, one per instance, or None for torch's own. An instance's
-            anchors depend on its own content and its generator's state only, on whichever device the points are. A
-            generator of an accelerator makes the host wait for its numbers; one of the host does not.
+            anchors depend on its own content and its generator's state only, and on one device they are the same
+            however often they are drawn. On another one they are nearly always: distances may be rounded otherwise
+            there, and a test pixel at the very edge of a patch fall in or out. A generator of an accelerator makes the
+            host wait for its numbers; one of the host does not.
 
     Returns:
         (B, num_patches, 2) int64 rows and columns; pixel (0, 0), which is then unknown, where an instance has no truth.
@@ -92,13 +97,16 @@ def _count_hits(hits: Tensor, planes: Tensor, reach: Tensor, first_row: int, dow
 
 
 def _draw(weights: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
-    """Indices (count,) with replacement and probability proportional to the weights (N,), by inverting their sum."""
-    cumulative = weights.double().cumsum(0)
+    """Indices (count,) with replacement and probability proportional to the weights (N,), by inverting their sum.
+
+    The sum is one of integers, which does not depend on the order in which a device adds up.
+    """
+    cumulative = (weights * _WEIGHT_UNIT).long().cumsum(0)
     total = cumulative[-1:]
     uniform = torch.rand(count, generator=generator, device=_device(generator), dtype=torch.float64)
-    drawn = torch.searchsorted(cumulative, uniform.to(weights.device, non_blocking=True) * total, right=True)
-    # Rounding may carry a draw to the very end; the last index of positive weight is where the sum reaches its total.
-    return torch.minimum(drawn, torch.searchsorted(cumulative, total))
+    place = (uniform.to(weights.device, non_blocking=True) * total).long()
+    # Without any weight, or rounded up to the very end, it is the last index of positive weight.
+    return torch.minimum(torch.searchsorted(cumulative, place, right=True), torch.searchsorted(cumulative, total))
 
 
 def _device(generator: torch.Generator | None) -> torch.device:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moge_core.accelerators import is_accelerator
 from moge_core.models.blocks import run_maybe_checkpointed
 from moge_core.models.config import ENCODERS, PATCH_SIZE
 from moge_core.models.precision import single_precision
@@ -123,6 +124,10 @@ class DinoVisionTransformer(nn.Module):
             return _resized_for_any_size(table, rows, columns)
         if rows == columns == TABLE_SIDE:
             return table
+        if torch.are_deterministic_algorithms_enabled() and is_accelerator(table.device):
+            # Torch has no gradient of the interpolation that repeats to the bit; a product of matrices has one.
+            with single_precision(table.device.type):
+                return _resized_for_any_size(table, rows, columns)
         grid = table[:, 1:].reshape(1, TABLE_SIDE, TABLE_SIDE, self.dim).permute(0, 3, 1, 2)
         # The published offset of 0.1 shifts the sampling positions; the weights were trained with it.
         scale = ((rows + 0.1) / TABLE_SIDE, (columns + 0.1) / TABLE_SIDE)
@@ -133,8 +138,9 @@ class DinoVisionTransformer(nn.Module):
 def _resized_for_any_size(table: Tensor, rows: int, columns: int) -> Tensor:
     """`_position_embedding` by two matrices, whose sizes an exported graph may leave open."""
     grid = table[:, 1:].reshape(TABLE_SIDE, TABLE_SIDE, -1)
-    grid = torch.einsum("rs,sct->rct", _bicubic_matrix(rows), grid)
-    grid = torch.einsum("kc,rct->rkt", _bicubic_matrix(columns), grid)
+    down, across = (_bicubic_matrix(length).to(table.device, non_blocking=True) for length in (rows, columns))
+    grid = torch.einsum("rs,sct->rct", down, grid)
+    grid = torch.einsum("kc,rct->rkt", across, grid)
     return torch.cat([table[:, :1], grid.reshape(1, -1, table.shape[2])], dim=1)
 
 

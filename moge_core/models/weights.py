@@ -147,6 +147,10 @@ def _compare(module: nn.Module, weights: Mapping[str, Any]) -> LoadReport:
 def read_tensors(path: Path) -> Any:
     """Contents of a `.pt`, `.pth` or `.safetensors` file on the CPU; code in a pickle is refused, never run.
 
+    The file is mapped: its bytes are read when a tensor is used, and processes of one machine share the memory that
+    they take. Writing to a tensor changes this process's copy of the page, never the file; a file that is replaced or
+    removed stays readable, one that is overwritten in place does not. So copy what is to be kept for long.
+
     Returns:
         What `torch.save` was given. A safetensors file's tensors; with a `model_config` (JSON) in its metadata,
         `{"model_config", "model"}`.
@@ -164,7 +168,8 @@ def read_tensors(path: Path) -> Any:
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # Files of torch before 1.6 are no archives and cannot be mapped.
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=magic == b"PK")
     except pickle.UnpicklingError as error:
         name = re.search(r"GLOBAL (\S+)", str(error))
         if name:

@@ -13,7 +13,7 @@ import logging
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -51,6 +51,15 @@ class TrainingState:
     counters: dict[str, Any] = field(default_factory=dict)
     source: Path | None = None
     manifest: Mapping[str, Any] = field(default_factory=dict)
+
+    def without_tensors(self) -> TrainingState:
+        """What a process is told that another one sends the tensors to: what there is, empty."""
+        return replace(
+            self,
+            model={},
+            optimizer=None if self.optimizer is None else {},
+            ema=None if self.ema is None else {},
+        )
 
 
 def save_checkpoint(workspace: Workspace, state: TrainingState, lineage: Mapping[str, Any]) -> CheckpointInfo:
@@ -113,23 +122,48 @@ def save_checkpoint(workspace: Workspace, state: TrainingState, lineage: Mapping
 def load_training_state(workspace: Workspace, checkpoint: str) -> TrainingState | None:
     """The state that `--checkpoint` names; None for `latest` in a workspace that has none yet.
 
-    `latest` takes the newest complete checkpoint; one whose files are not what its manifest says is passed over for the
-    one before, and told. A `.pt` file that carries step,
-    optimizer, lr_scheduler or ema_model is obeyed; a plain model file starts at step 0.
-
     Raises:
         CheckpointError: the file cannot be read or holds no model.
         WorkspaceError: there is no checkpoint of that step.
     """
+    found = find_checkpoint(workspace, checkpoint)
+    return None if found is None else read_checkpoint(found)
+
+
+def find_checkpoint(workspace: Workspace, checkpoint: str) -> CheckpointInfo | Path | None:
+    """The checkpoint that `--checkpoint` names, or a file; None for `latest` in a workspace that has none yet.
+
+    `latest` takes the newest complete checkpoint; one whose files are not what its manifest says is passed over for the
+    one before, and told. That reads all of it.
+
+    Raises:
+        CheckpointError: no checkpoint of the workspace is undamaged.
+        WorkspaceError: there is no checkpoint of that step.
+    """
     which = parse_checkpoint_flag(checkpoint)
     if which == "latest":
-        return _load_newest(workspace)
-    if isinstance(which, int):
-        return _load_from_workspace(workspace.checkpoint_at(which))
-    return _load_single_file(Path(which))
+        return _find_newest(workspace)
+    return workspace.checkpoint_at(which) if isinstance(which, int) else Path(which)
 
 
-def _load_newest(workspace: Workspace) -> TrainingState | None:
+def read_checkpoint(found: CheckpointInfo | Path, *, with_average: bool = True) -> TrainingState:
+    """The state that a checkpoint holds; its tensors are read from the files when they are used, see `read_tensors`.
+
+    A `.pt` file that carries step, optimizer, lr_scheduler or ema_model is obeyed; a plain model file starts at step 0.
+
+    Args:
+        found: by `find_checkpoint`.
+        with_average: whether to open the file of the moving average, too.
+
+    Raises:
+        CheckpointError: a file cannot be read or holds no model.
+    """
+    if isinstance(found, Path):
+        return _read_single_file(found)
+    return _read_from_workspace(found, with_average)
+
+
+def _find_newest(workspace: Workspace) -> CheckpointInfo | None:
     complete = workspace.checkpoints()
     for step in workspace.incomplete_steps():
         if not complete or step > complete[-1].step:
@@ -137,9 +171,11 @@ def _load_newest(workspace: Workspace) -> TrainingState | None:
     for info in reversed(complete):
         try:
             check_files(info)
-            return _load_from_workspace(info)
+            read_checkpoint(info)
         except CheckpointError as error:
             logger.warning("checkpoint %d is damaged and passed over: %s", info.step, error)
+        else:
+            return info
     if any(re.fullmatch(r"\d{8,}", path.stem) for path in workspace.checkpoint_dir.glob("*.json")):
         raise CheckpointError(
             workspace.checkpoint_dir,
@@ -147,8 +183,7 @@ def _load_newest(workspace: Workspace) -> TrainingState | None:
             found="none",
             fix="Name a step to take its files as they are, or leave --checkpoint out to start anew.",
         )
-    published = _latest_without_manifest(workspace)
-    return None if published is None else _load_from_workspace(published)
+    return _latest_without_manifest(workspace)
 
 
 def check_files(info: CheckpointInfo) -> None:
@@ -201,7 +236,7 @@ def _save(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     return {"bytes": writer.num_bytes, "sha256": writer.sha256.hexdigest()}
 
 
-def _load_from_workspace(info: CheckpointInfo) -> TrainingState:
+def _read_from_workspace(info: CheckpointInfo, with_average: bool) -> TrainingState:
     model_file = _load_file(info.model_path)
     state = TrainingState(
         step=info.step,
@@ -217,12 +252,12 @@ def _load_from_workspace(info: CheckpointInfo) -> TrainingState:
         state.optimizer = optimizer_file.get("optimizer")
         state.lr_scheduler = optimizer_file.get("lr_scheduler")
         state.scaler = optimizer_file.get("scaler")
-    if info.ema_path is not None:
+    if info.ema_path is not None and with_average:
         state.ema = _load_file(info.ema_path)["model"]
     return state
 
 
-def _load_single_file(path: Path) -> TrainingState:
+def _read_single_file(path: Path) -> TrainingState:
     values = _load_file(path)
     return TrainingState(
         step=int(values.get("step", -1)),

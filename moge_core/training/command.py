@@ -14,6 +14,7 @@ import click
 from moge_core.errors import DatasetError, MoGeError, NonFiniteError, WorkspaceError
 from moge_core.training.advice import advise, num_processes
 from moge_core.training.config import TrainConfig, load_train_config
+from moge_core.training.determinism import deterministic_algorithms
 from moge_core.training.flags import OPTIONS, TrainFlags, resolve_flags
 from moge_core.training.preflight import DatasetIdentity, check_training_inputs
 from moge_core.training.tracking import Observer, Observers
@@ -40,9 +41,11 @@ def run_training(given: dict[str, Any], observers: Sequence[Observer] = ()) -> E
     datasets = check_training_inputs(config)
     for advice in advise(config, flags, num_processes()):
         logger.warning("%s", advice)
-    if flags.dry_run:
-        return _print_plan(config, flags, datasets)
     with ExitStack() as stack:
+        # Sets what torch and CUDA read when they start.
+        stack.enter_context(deterministic_algorithms(flags.deterministic))
+        if flags.dry_run:
+            return _print_plan(config, flags, datasets)
         if int(os.environ.get("RANK", "0")) == 0:
             stack.enter_context(Workspace(flags.workspace).lock())
         from moge_core.training.trainer import Trainer

@@ -114,6 +114,11 @@ class RunFlags(StrictModel):
     compile: bool | None = Field(
         None, description="Compile the backbone's blocks with torch.compile: slow start, faster steps (default false)."
     )
+    deterministic: bool | None = Field(
+        None,
+        description="Repeat to the bit on the same machine, GPUs included: ordered algorithms alone, which are slower; "
+        "an operation that has none ends the training (default false).",
+    )
     log_every: Annotated[int, Field(ge=1)] | None = Field(None, description="Steps between log lines (default 1000).")
     vis_every: Annotated[int, Field(ge=0)] | None = Field(
         None, description="Steps between pictures and point clouds of the predictions; 0 makes none (default 0)."

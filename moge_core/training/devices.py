@@ -14,7 +14,7 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from torch import Tensor
 
 from moge_core.accelerators import is_accelerator
-from moge_core.errors import ConfigError
+from moge_core.errors import ConfigError, MoGeError
 from moge_core.training.flags import TrainFlags
 from moge_core.training.watcher import longest_stage_s
 
@@ -62,7 +62,10 @@ def leave_process_group() -> None:
 
 
 def on_device(batches: Iterator[Mapping[str, Any]], device: torch.device) -> Iterator[dict[str, Any]]:
-    """Batches on the device; on an accelerator the next one is copied while the last one is worked on."""
+    """Batches on the device; on an accelerator the next one is copied while the last one is worked on.
+
+    Where the next one cannot be had, that is told when it is asked for, and not to who has just got the last one.
+    """
     if not is_accelerator(device):
         for batch in batches:
             yield dict(batch)
@@ -71,7 +74,13 @@ def on_device(batches: Iterator[Mapping[str, Any]], device: torch.device) -> Ite
     ahead = copies.start(next(batches))
     while True:
         current = copies.finish(ahead)
-        ahead = copies.start(next(batches))
+        try:
+            ahead = copies.start(next(batches))
+        except (StopIteration, MoGeError) as end:
+            yield current
+            if isinstance(end, MoGeError):
+                raise
+            return
         yield current
 
 
@@ -114,6 +123,12 @@ class _CopiesBeside(_OrderedCopies):
 
 def _copies_to(device: torch.device) -> _OrderedCopies:
     return _CopiesBeside(device) if device.type == "cuda" else _OrderedCopies(device)
+
+
+def finish_work(device: torch.device) -> None:
+    """Wait until a device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def system_figures(device: torch.device) -> dict[str, float]:

@@ -49,6 +49,7 @@ class TrainFlags:
     max_skipped: int = 20
     hang_timeout_s: float = 600.0
     compile: bool = False
+    deterministic: bool = False
     accept_index_change: bool = False
     dry_run: bool = False
 
@@ -124,6 +125,7 @@ OPTIONS = [
     _option("max_skipped", click.IntRange(1), _described("max_skipped")),
     _option("hang_timeout_s", click.FloatRange(0, 86_400), _described("hang_timeout_s")),
     _option("compile", click.BOOL, _described("compile")),
+    _option("deterministic", click.BOOL, _described("deterministic")),
     _option("accept_index_change", click.BOOL, _described("accept_index_change")),
     click.option(
         "--dry_run",

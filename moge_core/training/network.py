@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from moge_core.errors import CheckpointError
 from moge_core.models import MoGeModel, build_model, check_version, init_backbone, load_weights
+from moge_core.training.agreement import found_by_main
 from moge_core.training.checkpoints import TrainingState
 from moge_core.training.config import TrainConfig
 from moge_core.training.flags import TrainFlags
@@ -23,9 +24,11 @@ from moge_core.training.optimization import (
     build_lr_scheduler,
     build_optimizer,
     freeze,
+    own_state,
     step_lr_scheduler,
 )
 from moge_core.training.sharding import (
+    deal_model,
     deal_optimizer,
     deal_weights,
     gather_model,
@@ -105,18 +108,13 @@ class Network:
         Raises:
             CheckpointError: the optimiser's groups are others.
         """
-        try:
-            if state.optimizer is not None and self.sharded:
-                deal_optimizer(self.raw_model, self._own_optimizer, state.optimizer)
-            elif state.optimizer is not None:
-                self.optimizer.load_state_dict(state.optimizer)
-        except (ValueError, KeyError) as error:
-            raise CheckpointError(
-                state.source,
-                "must hold the state of an optimiser with the same parameter groups",
-                found=error,
-                fix="Resume with the `optimizer` and `freeze` it was trained with, or start from the plain model file.",
-            ) from error
+        if state.optimizer is not None and self.sharded:
+            found_by_main(lambda: self._check_groups(state), is_main=accelerator.is_main_process)
+            deal_optimizer(self.raw_model, self._own_optimizer, state.optimizer)
+        elif state.optimizer is not None:
+            self._check_groups(state)
+            self.optimizer.load_state_dict(state.optimizer)
+            own_state(self._own_optimizer)
         if state.lr_scheduler is not None:
             self.scheduler.load_state_dict(dict(state.lr_scheduler))
         if state.scaler is not None and accelerator.scaler is not None:
@@ -124,6 +122,17 @@ class Network:
         if self.ema is not None and state.ema is not None:
             average = deal_weights(self.raw_model, state.ema) if self.sharded else state.ema
             self.ema.load(average, state.ema_updates)
+
+    def _check_groups(self, state: TrainingState) -> None:
+        saved = (state.optimizer or {}).get("param_groups", [])
+        sizes = [[len(group["params"]) for group in groups] for groups in (self._own_optimizer.param_groups, saved)]
+        if sizes[0] != sizes[1]:
+            raise CheckpointError(
+                state.source,
+                f"must hold the state of an optimiser with the same parameter groups, of {sizes[0]} parameters",
+                found=sizes[1],
+                fix="Resume with the `optimizer` and `freeze` it was trained with, or start from the plain model file.",
+            )
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
@@ -168,14 +177,14 @@ def build_network(
         ConfigError: optimiser, schedule or `freeze` do not suit the model.
     """
     torch.manual_seed(flags.seed)
+    sharded = sharding_is_wanted()
     model = build_model(config.model_version, **config.model)
     if restored is None:
         with accelerator.local_main_process_first():  # one download per machine
             init_backbone(model, flags.init)
     else:
-        check_version(restored.model_config, config.model_version, where=restored.source)
-        report = load_weights(model, restored.model, where=restored.source, strict=flags.checkpoint_strict)
-        if not report.complete:
+        is_complete = _take_weights(model, restored, config, flags, accelerator if sharded else None)
+        if not is_complete:
             restored.step, restored.optimizer, restored.lr_scheduler, restored.scaler = -1, None, None, None
             restored.ema, restored.ema_updates, restored.manifest, restored.counters = None, 0, {}, {}
     if flags.enable_gradient_checkpointing:
@@ -185,9 +194,11 @@ def build_network(
         logger.info("%d parameters are frozen", len(frozen))
     if flags.compile:
         model.compile_blocks()
-    sharded = sharding_is_wanted()
     if sharded:
+        weights = model.state_dict() if restored is not None and accelerator.is_main_process else {}
         shard(model, accelerator)
+        if restored is not None:
+            deal_model(model, weights)
     optimizer = build_optimizer(model, config.optimizer, fused=True)
     scheduler = build_lr_scheduler(optimizer, config.lr_scheduler)
     if sharded:
@@ -211,3 +222,15 @@ def build_network(
         token_range=model.num_tokens_range,
         sharded=sharded,
     )
+
+
+def _take_weights(
+    model: MoGeModel, restored: TrainingState, config: TrainConfig, flags: TrainFlags, accelerator: Accelerator | None
+) -> bool:
+    """Give a model a checkpoint's weights; where an accelerator is given, rank 0 has them alone. Whether all fitted."""
+
+    def take() -> bool:
+        check_version(restored.model_config, config.model_version, where=restored.source)
+        return load_weights(model, restored.model, where=restored.source, strict=flags.checkpoint_strict).complete
+
+    return take() if accelerator is None else found_by_main(take, is_main=accelerator.is_main_process)

@@ -67,6 +67,14 @@ def build_optimizer(
     return optimizer
 
 
+def own_state(optimizer: torch.optim.Optimizer) -> None:
+    """Copy what a loaded state left on the host: those tensors are a file's, and mapped, and will be written to."""
+    for state in optimizer.state.values():
+        for name, value in state.items():
+            if isinstance(value, torch.Tensor) and value.device.type == "cpu":
+                state[name] = value.clone()
+
+
 def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     """Take the parameters that match a pattern (fnmatch) out of the training.
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from moge_core.errors import MoGeError, TrainingError
 from moge_core.loading import TrainLoader
 from moge_core.loading.stages import StageClock
+from moge_core.training.determinism import refusal
 from moge_core.training.devices import system_figures
 from moge_core.training.flags import TrainFlags
 from moge_core.training.memory import Work, out_of_memory
@@ -131,6 +132,8 @@ class Report:
         """
         if isinstance(error, torch.OutOfMemoryError):
             return out_of_memory(error, self.work, self._flags, sharded=sharded)
+        if (refused := refusal(error)) is not None:
+            return refused
         num_processes: int = self._accelerator.num_processes
         if num_processes > 1 and isinstance(error, RuntimeError) and not isinstance(error, MoGeError):
             return TrainingError(

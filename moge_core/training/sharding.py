@@ -22,6 +22,7 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from torch import nn
 
 from moge_core.models import MoGeModel
+from moge_core.training.agreement import found_by_main
 
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -91,18 +92,18 @@ def gather_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict
 
 
 def deal_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Load a state with numbered parameters; every rank has the whole of it."""
+    """Load a state with numbered parameters; rank 0 has the whole of it, others nothing."""
     name_of = {id(parameter): name for name, parameter in model.named_parameters()}
     names = [name_of[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
-    named = {
+    named = state and {
         "state": {names[number]: dict(values) for number, values in state["state"].items()},
         "param_groups": [{**group, "params": [names[n] for n in group["params"]]} for group in state["param_groups"]],
     }
     states = _states()
     # Weights that never get a gradient have no state. Torch would want one, or makes one of zeros.
-    options = states.StateDictOptions(full_state_dict=True, strict=False)
-    states.set_optimizer_state_dict(model, optimizer, named, options=options)
-    for parameter in [each for each in optimizer.state if name_of[id(each)] not in named["state"]]:
+    states.set_optimizer_state_dict(model, optimizer, named, options=_dealt(states, strict=False))
+    have_state = found_by_main(lambda: set(named["state"]), is_main=torch.distributed.get_rank() == 0)
+    for parameter in [each for each in optimizer.state if name_of[id(each)] not in have_state]:
         del optimizer.state[parameter]
 
 
@@ -113,12 +114,16 @@ def gather_weights(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> dic
         return gather_model(model)
 
 
-def deal_weights(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """This rank's part of the whole weights that rank 0 has; the model's own stay."""
+def deal_model(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+    """Give every rank its part of the weights that rank 0 has; others have none."""
     states = _states()
-    options = states.StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    states.set_model_state_dict(model, dict(weights), options=_dealt(states))
+
+
+def deal_weights(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """This rank's part of the weights that rank 0 has; the model's own stay."""
     with own_weights_kept(model):
-        states.set_model_state_dict(model, dict(weights), options=options)
+        deal_model(model, weights)
         return _local_copies(model)
 
 
@@ -152,3 +157,7 @@ def _states() -> Any:
 
 def _gathered(states: Any) -> Any:
     return states.StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def _dealt(states: Any, *, strict: bool = True) -> Any:
+    return states.StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=strict)

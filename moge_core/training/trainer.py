@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import logging
 import signal
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from moge_core.errors import ConfigError, MoGeError, NonFiniteError, TrainingErr
 from moge_core.loading import TrainLoader
 from moge_core.training.best import best_record, is_better, is_scored_alike, score_anew
 from moge_core.training.checkpoint_writer import CheckpointWriter
-from moge_core.training.checkpoints import TrainingState, load_training_state, parent_of
+from moge_core.training.checkpoints import TrainingState, parent_of
 from moge_core.training.config import TrainConfig
 from moge_core.training.devices import build_accelerator, leave_process_group, on_device
 from moge_core.training.flags import TrainFlags
@@ -33,6 +34,7 @@ from moge_core.training.pictures import PredictionPictures
 from moge_core.training.preflight import DatasetIdentity
 from moge_core.training.provenance import Provenance
 from moge_core.training.reporting import Report
+from moge_core.training.restoring import load_on_all
 from moge_core.training.scoring import (
     HeldOutScorer,
     HeldOutScores,
@@ -160,7 +162,7 @@ class Trainer:
         last = self.flags.num_iterations - 1
         self._score_best_anew()
         with _collecting_garbage_on_schedule(), self.report.progress() as progress, self.loader:
-            batches = on_device(self.loader, self.device)
+            batches = self.batches()
             self.watchdog.finished(self.first_step - 1)
             for step in range(self.first_step, self.flags.num_iterations):
                 stop = self.train_step(step, batches)
@@ -199,11 +201,21 @@ class Trainer:
 
     # --- one step ---
 
-    def train_step(self, step: int, batches: Iterator[Mapping[str, Any]]) -> bool:
-        """One optimiser step; True when any rank was asked to stop."""
+    def batches(self, size: tuple[int, int] | None = None) -> Iterator[dict[str, Any]]:
+        """The run's batches on its device; with a size (height, width), the first step's in that size again and again.
+
+        Raises:
+            DatasetError: instances cannot be used.
+        """
+        if size is None:
+            return on_device(self.loader, self.device)
+        return on_device(itertools.repeat(self.loader.load_again(self.first_step, size=size)), self.device)
+
+    def train_step(self, step: int, batches: Iterator[Mapping[str, Any]], num_tokens: int | None = None) -> bool:
+        """One optimiser step, with its own number of tokens or another; True when any rank was asked to stop."""
         # Losses of other packages may draw from torch's own generator: it, too, depends on (seed, step, rank) alone.
         torch.manual_seed(int(self._random(step, 2 + self.rank).integers(2**62)))
-        num_tokens = self.draw_num_tokens(step)
+        num_tokens = num_tokens or self.draw_num_tokens(step)
         num_micro = self.flags.gradient_accumulation_steps
         num_valid = torch.zeros((), dtype=torch.float64, device=self.device)
         losses: list[Tensor] = []
@@ -273,13 +285,13 @@ class Trainer:
     def _log(self, step: int, scores: Mapping[str, float]) -> None:
         means = self.metrics.means(self.accelerator)
         rates = {f"learning_rate.group_{i}": float(rate) for i, rate in enumerate(self.network.scheduler.get_last_lr())}
-        counts = {"skipped_steps": float(self.skips.total), "skipped_instances": float(self._num_failures())}
+        counts = {"skipped_steps": float(self.skips.total), "skipped_instances": float(self._num_failures(step))}
         self.report.log(step, {**means, **rates, **counts, **scores}, self.clock, self.loader)
         self.clock = clock_for(self.device, on_enter=self.watchdog.enter)
 
-    def _num_failures(self) -> int:
-        """Draws that could not be used since the run began, over all ranks and restarts."""
-        own = torch.tensor(float(sum(self.loader.failure_counts.values())), device=self.device)
+    def _num_failures(self, step: int) -> int:
+        """Draws up to a step that could not be used since the run began, over all ranks and restarts."""
+        own = torch.tensor(float(self.loader.failures_before(step + 1).total), device=self.device)
         return self.failures_before + int(self.accelerator.reduce(own, reduction="sum"))
 
     def _evaluates_at(self, step: int, last: int) -> bool:
@@ -324,13 +336,13 @@ class Trainer:
     def save(self, step: int, *, is_best: bool = False) -> None:
         """Copy the state and leave the writing to the writer."""
         with self.clock.stage("save"):
-            metric_sums, num_failures = self.metrics.state(self.accelerator), self._num_failures()
+            metric_sums, num_failures = self.metrics.state(self.accelerator), self._num_failures(step)
             if self.is_main or self.network.sharded:
                 counters = {
                     "num_skipped": self.skips.total,
                     "skipped_in_a_row": self.skips.in_a_row,
                     "num_failures": num_failures,
-                    "failure_window": self.loader.failure_window,
+                    "failure_window": self.loader.failures_before(step + 1)[1:],
                     "metric_sums": metric_sums,
                     "best": self.best,
                 }
@@ -363,7 +375,7 @@ class Trainer:
     def _load_checkpoint(self) -> TrainingState | None:
         check_losses(self.config.loss)
         flag = self.flags.checkpoint
-        restored = load_training_state(self.workspace, flag) if flag else None
+        restored = load_on_all(self.workspace, flag, self.accelerator) if flag else None
         if flag == "latest" and restored is None and self.is_main:
             logger.info("no checkpoint in %s yet: training starts anew", self.workspace.path)
         self._check_same_data(restored)
@@ -374,7 +386,7 @@ class Trainer:
         if state.manifest:
             self.parent = state.manifest.get("parent")
             self._tell_what_changed(state.manifest)
-        elif state.source is not None:
+        elif state.source is not None and self.is_main:  # who writes manifests; it reads the whole file
             self.parent = parent_of(state.source)
         self.network.restore(state, self.accelerator)
         self.first_step = state.step + 1
@@ -420,7 +432,7 @@ class Trainer:
             on_round=self.watchdog.loader_lives,
         )
         self.loader.load_state_dict({**self.loader.state_dict(), "step": self.first_step})
-        self.loader.failure_window = self.failure_window
+        self.loader.go_on_counting(*self.failure_window)
 
     def _open_observers(self, others: Sequence[Observer]) -> list[Observer]:
         opened: list[Observer] = [MetricsFile(self.workspace, self.first_step), *others]

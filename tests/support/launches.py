@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -21,3 +24,28 @@ def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not get there"
         time.sleep(0.02)
+
+
+def run_two(*arguments: str, seconds: float = 240, **environment: str) -> list[tuple[int, str, str]]:
+    """Run Python in two processes that train together, as a launcher starts them; but none is ended with the other.
+
+    Returns:
+        exit code, output and errors of each.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = {**os.environ, **NO_THREADS, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    common |= {"LOCAL_WORLD_SIZE": "2", **environment}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, *arguments],
+            env={**common, "RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    told = [process.communicate(timeout=seconds) for process in processes]
+    return [(process.returncode, *texts) for process, texts in zip(processes, told, strict=True)]

@@ -100,10 +100,15 @@ class _Everywhere(TorchDispatchMode):
 
 
 class _FromData(TorchFunctionMode):
-    """Tensors from numbers and arrays: torch fills them on the CPU, and those for `meta` not at all."""
+    """Tensors from numbers and arrays: torch fills them on the CPU, and those for `meta` not at all.
+
+    And back: `tolist` is refused to a tensor of a kind of its own.
+    """
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
+        if function is torch.Tensor.tolist and isinstance(args[0], OnDevice):
+            return args[0].to(CPU).tolist()
         if function is torch.Tensor.new_tensor:
             like, *args = args
             kwargs = {"dtype": like.dtype, "device": like.device, **kwargs}

@@ -108,7 +108,7 @@ def test_a_dry_run_prints_the_plan_and_leaves_nothing(
     for part in (
         "8 instances, 100.0% of the samples",
         "batch          2",
-        "s a step",
+        "s with what is done but once",
         "minutes",
         "GB are free",
         "loss",
