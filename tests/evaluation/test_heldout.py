@@ -134,7 +134,7 @@ def test_a_broken_instance_costs_only_itself(scenes: Path, tmp_path: Path) -> No
     assert [found[at] for at in left] == [pytest.approx(whole[at], abs=1e-6) for at in left]
     assert mean_scores(found) == pytest.approx(mean_scores([whole[at] for at in left]), abs=1e-6)
     with pytest.raises(MoGeError, match=r"image\.jpg"):
-        score_instances(model, instances, num_tokens=TOKENS)
+        score_instances(model, instances[:2], num_tokens=TOKENS)
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
