@@ -7,7 +7,6 @@ normals move by less than 0.5 degrees, points by less than 0.1 %. Exits with 1 w
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import subprocess
@@ -20,7 +19,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from moge_core.configuration import load_json
 from moge_core.datasets import index_dataset, read_index, render_sample_scenes
 from moge_core.datasets.inspection import load_instance
 from moge_core.evaluation import compute_metrics

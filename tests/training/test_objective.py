@@ -11,7 +11,6 @@ import pytest
 import torch
 from meta_accelerator import MetaAccelerator
 from objective_batches import LABELS, batch_of
-from torch import Tensor
 
 from moge_core.errors import ConfigError
 from moge_core.losses import get_loss
