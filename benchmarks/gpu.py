@@ -251,6 +251,8 @@ def _kernels(setting: Setting, *, version: str) -> Figures:
             step()
         counts = {event.key: event.count for event in profile.key_averages()}
     started, waits = (sum(counts.get(name, 0) for name in names) for names in (LAUNCHES, WAITS))
+    if setting.device.type == "cuda" and not started:
+        raise RuntimeError("the profiler saw no kernel; it may need permission to look (CUPTI)")
     return Figures(note=f"{started} started, the host waits {waits} times")
 
 
