@@ -9,7 +9,7 @@ WAITING_WORKERS ?= 3
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow test-services test-all check format demo dev bench soak clean
+.PHONY: help setup test test-slow test-services test-all check format demo dev bench gpu soak clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
@@ -53,6 +53,9 @@ bench: $(READY) ## measure and print tables
 	$(BIN)/python -m benchmarks.loader
 	$(BIN)/python -m benchmarks.losses
 	$(BIN)/python -m benchmarks.pipeline
+
+gpu: $(READY) ## tests and benchmarks of a real GPU, under eight minutes, results in gpu-results
+	PYTHON=$(abspath $(BIN)/python) benchmarks/gpu.sh
 
 soak: $(READY) ## what takes half an hour: whether a training in bf16 learns as much as one in float32
 	$(BIN)/python -m benchmarks.precision_training

@@ -10,7 +10,7 @@ import argparse
 import ctypes
 import tempfile
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -53,34 +53,62 @@ def main() -> None:
     print(f"torch {torch.__version__}, {name}" + (f", U = {unit * 1e3:.0f} ms" if unit else ""))
     print("\n| what | ms | U | published code, U | extra memory |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
-        for what, published, work in _work(Path(folder), device):
+        for what, published, prepare in measurements(Path(folder), device):
+            work = prepare()
             memory = extra_memory(work, device)
             seconds = median_seconds(partial(finish, work, device), 5)
             in_units = f"{seconds / unit:.2f}" if unit else ""
             print(f"| {what} | {seconds * 1e3:.1f} | {in_units} | {published} | {memory:.0f} MB |", flush=True)
 
 
-def _work(folder: Path, device: torch.device) -> Iterator[tuple[str, object, Callable[[], object]]]:
-    for (shift, side, number), published in SOLVER_SIZES.items():
-        problems = make_problems("few outliers", shift, number, side, seed=0)
-        arguments = [v.to(device) for v in (problems.source, problems.target, problems.weight)]
-        what = f"scale and {shift}-shift, {number} of {side}x{side}"
-        yield what, published, partial(SOLVERS[shift], *arguments, problems.trunc)
-        if device.type == "cuda":
-            yield f"{what}, exhaustive", "", partial(SOLVERS[shift], *arguments, problems.trunc, method="exhaustive")
+def measurements(
+    folder: Path, device: torch.device, *, with_oracle: bool | None = None, tiny: bool = False
+) -> Iterator[tuple[str, object, Callable[[], Callable[[], object]]]]:
+    """What is measured, what the published code takes in U, and a function that prepares the work.
 
-    render_sample_scenes(folder, 24, 2, size=(640, 480))
-    batch, guess = _batch(folder, device, 8)
-    points = depth_map_to_point_map(batch["depth"][0], batch["intrinsics"][0])
+    Args:
+        folder: for sample scenes.
+        device: that works.
+        with_oracle: measure the exhaustive search, too; None does where that is no matter of minutes, on a GPU.
+        tiny: the same work on one problem of 3x3 points or one image of 64x48, which measures nothing.
+    """
+    if with_oracle is None:
+        with_oracle = device.type == "cuda"
+    for (shift, side, number), published in SOLVER_SIZES.items():
+        what = f"scale and {shift}-shift, {number} of {side}x{side}"
+        size = (1, 3) if tiny else (number, side)
+        yield what, published, partial(_solver, shift, *size, device, "search")
+        if with_oracle:
+            yield f"{what}, exhaustive", "", partial(_solver, shift, *size, device, "exhaustive")
+    scenes = folder / "loss_scenes"
+    size = (64, 48) if tiny else (640, 480)
     for level in (4, 16, 64):
-        weigh = partial(anchor_weights, points, 0.5 / level * points[..., 2], 400 // level)
-        yield f"anchor weights, level {level}, 640x480", 12.5, partial(weigh, generator=None)
+        yield f"anchor weights, level {level}, 640x480", 12.5, partial(_anchors, scenes, size, device, level)
     for (version, label), published in LOSS_SETS.items():
-        loss_sets = load_train_config(CONFIGS / f"{version}.json").loss
         for number in (1, 8):
-            own = {key: value[:number] for key, value in batch.items()} | {"label_type": [label] * number}
             what = f"losses of {version} {label}, forward and backward, {number} of 640x480"
-            yield what, published * number, partial(_losses, own, guess[:number], loss_sets)
+            rows = 1 if tiny else number
+            yield what, published * number, partial(_loss_set, scenes, size, device, version, label, rows)
+
+
+def _solver(shift: str, number: int, side: int, device: torch.device, method: str) -> Callable[[], object]:
+    problems = make_problems("few outliers", shift, number, side, seed=0)
+    arguments = [v.to(device) for v in (problems.source, problems.target, problems.weight)]
+    return partial(SOLVERS[shift], *arguments, problems.trunc, method=method)
+
+
+def _anchors(scenes: Path, size: tuple[int, int], device: torch.device, level: int) -> Callable[[], object]:
+    batch, _ = _batch(scenes, size, device)
+    points = depth_map_to_point_map(batch["depth"][0], batch["intrinsics"][0])
+    return partial(anchor_weights, points, 0.5 / level * points[..., 2], 400 // level, generator=None)
+
+
+def _loss_set(
+    scenes: Path, size: tuple[int, int], device: torch.device, version: str, label: str, number: int
+) -> Callable[[], object]:
+    batch, guess = _batch(scenes, size, device)
+    own = {key: value[:number] for key, value in batch.items()} | {"label_type": [label] * number}
+    return partial(_losses, own, guess[:number], load_train_config(CONFIGS / f"{version}.json").loss)
 
 
 def _losses(batch: dict[str, Any], guess: Tensor, loss_sets: Any) -> None:
@@ -96,12 +124,18 @@ def _losses(batch: dict[str, Any], guess: Tensor, loss_sets: Any) -> None:
     compute_objective(output, batch, loss_sets, 0).total.backward()
 
 
-def _batch(folder: Path, device: torch.device, number: int) -> tuple[dict[str, Any], Tensor]:
-    """The first landscape scenes, and predictions of them with smooth and rough errors of a few percent."""
+@cache
+def _batch(folder: Path, size: tuple[int, int], device: torch.device) -> tuple[dict[str, Any], Tensor]:
+    """Eight landscape scenes of (width, height), and predictions of them with smooth and rough errors of a few percent.
+
+    They are rendered into the folder when they are first asked for.
+    """
+    render_sample_scenes(folder, 24, 2, size=size)
+    number = 8
     depths, cameras = [], []
     for path in sorted(folder.rglob("depth.png")):
         depth = read_depth(path)
-        if depth.shape == (480, 640):
+        if depth.shape == size[::-1]:
             depths.append(torch.from_numpy(depth))
             cameras.append(torch.tensor(np.asarray(read_meta(path.parent / "meta.json")["intrinsics"])).float())
     depth, intrinsics = torch.stack(depths[:number]), torch.stack(cameras[:number])

@@ -15,6 +15,7 @@ from typing import Any
 from benchmarks.units import unit_u
 from moge_core.configuration import load_json
 from moge_core.datasets import index_dataset, render_sample_scenes
+from moge_core.models.config import ENCODERS
 from moge_core.training.config import parse_train_config
 from moge_core.training.flags import TrainFlags
 
@@ -36,7 +37,8 @@ def main() -> None:
 def _measure(version: str, folder: Path) -> None:
     from moge_core.training.trainer import Trainer
 
-    config = parse_train_config(_small(version, folder), folder / "config.json", version)
+    values = scaled_config(version, folder / "scenes", encoder="dinov2_vits14", size=(252, 252), num_tokens=324)
+    config = parse_train_config(values, folder / "config.json", version)
     flags = TrainFlags(
         config=folder / "config.json",
         workspace=folder / version,
@@ -68,18 +70,31 @@ def _measure(version: str, folder: Path) -> None:
     print(f"  outside the network's forward and backward: {1 - network / total:.1%}", flush=True)
 
 
-def _small(version: str, folder: Path) -> dict[str, Any]:
-    """The published configuration with the small encoder, one size, one resolution and sample scenes."""
+def scaled_config(
+    version: str, scenes: Path, *, encoder: str, size: tuple[int, int], num_tokens: int | None = None
+) -> dict[str, Any]:
+    """The published configuration for sample scenes, with one encoder, one size of images and one number of tokens.
+
+    Args:
+        version: of the model.
+        scenes: an indexed dataset.
+        encoder: everything that is as wide as the published one is as wide as this one.
+        size: width and height of the images.
+        num_tokens: of every step; None takes the middle of the published range.
+    """
     values = load_json(CONFIGS / f"{version}.json")
     if version == "v1":
-        values["model"]["encoder"] = "dinov2_vits14"
+        values["model"]["encoder"] = encoder
     else:
-        # Everything as wide as the encoder is as wide as the smaller one.
-        values["model"] = _replaced(values["model"], {1024: 384, 1026: 386})
-        values["model"]["encoder"] |= {"backbone": "dinov2_vits14", "intermediate_layers": [2, 5, 8, 11]}
-    values["model"]["num_tokens_range"] = [324, 324]
-    dataset = {"name": "scenes", "path": str(folder / "scenes"), "label_type": LABELS[version], "depth_unit": 1.0}
-    values["data"] |= {"image_sizes": [[252, 252]], "fov_range_relative": [0.5, 1.0], "datasets": [dataset]}
+        wide, shape = ENCODERS["dinov2_vitl14"], ENCODERS[encoder]
+        values["model"] = _replaced(values["model"], {wide.dim: shape.dim, wide.dim + 2: shape.dim + 2})
+        published = values["model"]["encoder"]["intermediate_layers"]
+        layers = [(layer + 1) * shape.depth // wide.depth - 1 for layer in published]
+        values["model"]["encoder"] |= {"backbone": encoder, "intermediate_layers": layers}
+    middle = num_tokens or sum(values["model"]["num_tokens_range"]) // 2
+    values["model"]["num_tokens_range"] = [middle, middle]
+    dataset = {"name": "scenes", "path": str(scenes), "label_type": LABELS[version], "depth_unit": 1.0}
+    values["data"] |= {"image_sizes": [list(size)], "fov_range_relative": [0.5, 1.0], "datasets": [dataset]}
     return values
 
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from exact_plane import exact_plane_model
 from precision_cases import (
     SIZE,
     TF32OnTheCPU,
     mean_angle,
     mean_relative_error,
     point_normals,
-    raw_of,
     smooth_image,
     tilted_plane,
     wide_model,
@@ -23,7 +23,6 @@ from test_model_forward import TINY, tiny
 from torch import Tensor, nn
 
 from moge_core.losses import edge_loss
-from moge_core.models import MoGeModel, build_model
 from moge_core.models.precision import exact_single_precision
 from moge_core.models.v1 import MoGeModelV1
 
@@ -45,71 +44,13 @@ def _settings_stay() -> Iterator[None]:
 @pytest.mark.parametrize("version", ["v1", "v2"])
 @torch.no_grad()
 def test_an_exact_plane_before_the_last_level_comes_out_as_a_plane(version: str, precision: str) -> None:
-    model = build_model(version, **_with_blocks_before_the_last_level(version)).eval()
-    rows, columns = (36, 48)
-    entry, size = _show_features(model, rows, columns)
-    raw = raw_of(tilted_plane(*size))
-    features = torch.zeros(1, entry.channels, *size)
-    features[0, :3], features[0, 3:6] = raw, -raw
-    handle = entry.module.register_forward_hook(lambda *_: features)
+    model = exact_plane_model(version, TINY[version])
     with torch.autocast("cpu", dtype=HALF[precision]):
-        points = model(torch.rand(1, 3, *SIZE), rows * columns)["points"]
-    handle.remove()
+        points = model(torch.rand(1, 3, *SIZE), 36 * 48)["points"]
     truth = tilted_plane(*SIZE)[None].float()
     assert truth[..., 2].max() / truth[..., 2].min() > 3
     assert mean_angle(point_normals(points), point_normals(truth)) < 1
     assert float(edge_loss(points, truth)[0]) * 2 * max(SIZE) < 0.01
-
-
-def _with_blocks_before_the_last_level(version: str) -> dict[str, Any]:
-    if version == "v1":
-        return TINY["v1"]
-    return {**TINY["v2"], "points_head": {**TINY["v2"]["points_head"], "num_res_blocks": [0, 1, 1, 1, 1]}}
-
-
-class _Entry:
-    """Where features of the level before the last come from."""
-
-    def __init__(self, module: nn.Module, channels: int) -> None:
-        self.module, self.channels = module, channels
-
-
-def _show_features(model: MoGeModel, rows: int, columns: int) -> tuple[_Entry, tuple[int, int]]:
-    """Make the last level put out the first three channels of its input, which a ReLU lets pass in two halves."""
-    if isinstance(model, MoGeModelV1):
-        first, last = model.head.output_block[0][0], model.head.output_block[0][-1]
-        level = 2 ** len(model.head.upsample_blocks)
-        _pass_on(first, 6)
-        _combine_halves(last)
-        entry = list(model.head.upsample_blocks[-1].children())[-1]
-        return _Entry(entry, first.in_channels - 2), (rows * level, columns * level)
-    stack = model.get_submodule("points_head")
-    resampler, last = stack.resamplers[-1], stack.output_blocks[-1]
-    for parameter in (*stack.input_blocks[-1].parameters(), *stack.res_blocks[-1].parameters()):
-        parameter.zero_()
-    _pass_on(resampler[-1], 3)
-    last.weight.zero_()
-    last.bias.zero_()
-    for channel in range(3):
-        last.weight[channel, channel] = 1
-    entry = list(stack.res_blocks[-2].children())[-1]
-    return _Entry(entry, resampler[-1].in_channels), (rows * 8, columns * 8)
-
-
-def _pass_on(convolution: nn.Conv2d, number: int) -> None:
-    convolution.weight.zero_()
-    convolution.bias.zero_()
-    for channel in range(number):
-        convolution.weight[channel, channel, 1, 1] = 1
-
-
-def _combine_halves(convolution: nn.Conv2d) -> None:
-    convolution.weight.zero_()
-    convolution.bias.zero_()
-    centre = convolution.kernel_size[0] // 2
-    for channel in range(3):
-        convolution.weight[channel, channel, centre, centre] = 1
-        convolution.weight[channel, channel + 3, centre, centre] = -1
 
 
 # --- gate (b): the same weights, in 16 bits and with TF32, against float32 ---

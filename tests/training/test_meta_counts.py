@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from meta_accelerator import META, MetaAccelerator, stand_in_accelerate
+from tiny_training import TINY_V2
 
 from moge_core.models import build_model
 from moge_core.training import check_training_inputs, load_train_config
@@ -19,22 +20,6 @@ from moge_core.training.flags import resolve_flags
 from moge_core.training.trainer import Trainer
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "train"
-V2: dict[str, Any] = {
-    "encoder": {"backbone": "dinov2_vitt14", "intermediate_layers": [2, 5], "dim_out": 32},
-    "neck": {"dim_in": [34, 2, 2, 2, 2], "dim_res_blocks": [32, 16, 16, 8, 8], "resamplers": "bilinear"},
-    "scale_head": {"dims": [192, 16, 1]},
-    "remap_output": "exp",
-    "num_tokens_range": [12, 20],
-}
-V2 |= {
-    f"{name}_head": {
-        "dim_in": [32, 16, 16, 8, 8],
-        "dim_out": [None, None, None, None, channels],
-        "dim_res_blocks": [32, 16, 16, 8, 8],
-        "resamplers": "bilinear",
-    }
-    for name, channels in (("points", 3), ("mask", 1), ("normal", 3))
-}
 _PATCHES = {"level": 4, "align_resolution": 4, "num_patches": 4}
 _POINTS = {
     "global": {"function": "affine_invariant_global_loss", "params": {"align_resolution": 8}},
@@ -92,7 +77,7 @@ def config_of(version: str, tiny_config: Callable[..., Path], labels: Sequence[s
         {"name": label, "path": "scenes", "depth_unit": 1.0, "label_type": label} for label in labels
     ]
     if version == "v2":
-        values |= {"model_version": "v2", "model": V2}
+        values |= {"model_version": "v2", "model": TINY_V2}
     path.write_text(json.dumps(values))
     return path
 

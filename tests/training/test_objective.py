@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from meta_accelerator import MetaAccelerator
-from torch import Tensor
+from objective_batches import LABELS, batch_of
 
 from moge_core.errors import ConfigError
 from moge_core.losses import get_loss
@@ -19,34 +19,6 @@ from moge_core.training.config import LossTerm
 from moge_core.training.objective import check_losses, compute_objective, labels_with_normals, metric_names
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "train"
-LABELS = {"v1": ["synthetic", "sfm", "synthetic", "invalid"], "v2": ["A", "B", "A", "C"]}
-
-
-def batch_of(labels: list[str], device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Model outputs and a batch with the sample scenes' kind of truth: a wall, unknown and infinite parts."""
-    generator = torch.Generator().manual_seed(0)
-    number, height, width = len(labels), 36, 52
-    depth = 2 + torch.rand(number, 1, 1, generator=generator) + 0.3 * torch.rand(1, 1, width, generator=generator)
-    depth = depth.expand(number, height, width).clone()
-    depth[:, :4], depth[:, 4:7, :9] = torch.inf, torch.nan
-    intrinsics = torch.tensor([[0.9, 0, 0.45], [0, 1.2, 0.55], [0, 0, 1]]).expand(number, 3, 3).clone()
-    output = {
-        "points": torch.randn(number, height, width, 3, generator=generator) + torch.tensor([0.0, 0.0, 4.0]),
-        "mask": torch.rand(number, height, width, generator=generator),
-        "normal": torch.randn(number, height, width, 3, generator=generator),
-        "metric_scale": torch.rand(number, generator=generator) + 0.5,
-    }
-    batch = {
-        "depth": depth,
-        "intrinsics": intrinsics,
-        "normal": torch.nn.functional.normalize(torch.randn(output["normal"].shape, generator=generator), dim=-1),
-        "depth_mask_fin": depth.isfinite(),
-        "depth_mask_inf": depth.isinf(),
-        "is_metric": torch.ones(number, dtype=torch.bool),
-    }
-    output = {name: value.to(device).requires_grad_() for name, value in output.items()}
-    moved: dict[str, Any] = {name: value.to(device) for name, value in batch.items()}
-    return output, moved | {"label_type": labels, "info": [{"sample_number": row} for row in range(number)]}
 
 
 @pytest.mark.parametrize("version", LABELS)
@@ -55,19 +27,6 @@ def test_losses_never_wait_for_the_values_of_an_accelerator(version: str) -> Non
     with MetaAccelerator() as counted:
         compute_objective(output, batch, load_train_config(CONFIGS / f"{version}.json").loss, 0).total.backward()
     assert not counted.waits and not counted.mixed
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("version", LABELS)
-def test_losses_do_not_synchronise_on_cuda(version: str) -> None:
-    output, batch = batch_of(LABELS[version], "cuda")
-    loss_sets = load_train_config(CONFIGS / f"{version}.json").loss
-    compute_objective(output, batch, loss_sets, 0).total.backward()  # libraries are loaded
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        compute_objective(output, batch, loss_sets, 0).total.backward()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("version", LABELS)

@@ -1,4 +1,4 @@
-"""A dataset of a few sample scenes and a model so small that a step takes a fraction of a second."""
+"""A dataset of a few sample scenes and models so small that a step takes a fraction of a second: a plugin of pytest."""
 
 from __future__ import annotations
 
@@ -49,6 +49,25 @@ TINY: dict[str, Any] = {
     },
     "run": {"batch_size_forward": 2, "init": "random", "log_every": 1, "save_every": 3, "num_iterations": 6},
 }
+
+
+TINY_V2: dict[str, Any] = {
+    "encoder": {"backbone": "dinov2_vitt14", "intermediate_layers": [2, 5], "dim_out": 32},
+    "neck": {"dim_in": [34, 2, 2, 2, 2], "dim_res_blocks": [32, 16, 16, 8, 8], "resamplers": "bilinear"},
+    "scale_head": {"dims": [192, 16, 1]},
+    "remap_output": "exp",
+    "num_tokens_range": [12, 20],
+}
+TINY_V2 |= {
+    f"{name}_head": {
+        "dim_in": [32, 16, 16, 8, 8],
+        "dim_out": [None, None, None, None, channels],
+        "dim_res_blocks": [32, 16, 16, 8, 8],
+        "resamplers": "bilinear",
+    }
+    for name, channels in (("points", 3), ("mask", 1), ("normal", 3))
+}
+"""The `model` section of the other version."""
 
 
 @pytest.fixture(scope="session")
