@@ -48,9 +48,9 @@ class MoGeModel(nn.Module, ABC):
         """The vision transformer, wherever the version keeps it."""
 
     @property
-    @abstractmethod
     def head_blocks(self) -> list[nn.Module]:
         """Modules after the transformer that hold most of the other weights and are each called as a whole."""
+        return []
 
     @abstractmethod
     def forward(self, image: Tensor, num_tokens: int) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from exact_plane import exact_plane_model
-from tiny_training import TINY, TINY_V2
+from tiny_models import CONFIGS as MODELS
 
 from moge_core.cli import cli
 from moge_core.datasets import read_index
@@ -22,7 +22,6 @@ from moge_core.io import read_depth, read_image, write_depth, write_image
 from moge_core.models import MoGeModel, build_model, save_model
 
 pytestmark = pytest.mark.cuda
-MODELS: dict[str, dict[str, Any]] = {"v1": TINY["model"], "v2": TINY_V2}
 IMAGE = np.random.default_rng(0).integers(0, 255, (84, 112, 3), dtype=np.uint8)
 
 

@@ -153,7 +153,7 @@ class StandInAccelerate:
             group["params"] = [moved[names[id(parameter)]] for parameter in group["params"]]
         return model, optimizer
 
-    def unwrap_model(self, model: nn.Module) -> nn.Module:
+    def unwrap_model(self, model: nn.Module, *, keep_fp32_wrapper: bool) -> nn.Module:
         return model
 
     def wait_for_everyone(self) -> None: ...

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_models import CONFIGS
 
 from moge_core.configuration import deep_merge
 from moge_core.datasets import index_dataset, render_sample_scenes
@@ -20,15 +21,7 @@ TINY: dict[str, Any] = {
         "datasets": [{"name": "scenes", "path": "scenes", "label_type": "synthetic", "depth_unit": 1.0}],
     },
     "model_version": "v1",
-    "model": {
-        "encoder": "dinov2_vitt14",
-        "remap_output": "exp",
-        "intermediate_layers": 2,
-        "dim_proj": 32,
-        "dim_upsample": [16, 8],
-        "num_tokens_range": [12, 20],
-        "last_conv_channels": 8,
-    },
+    "model": CONFIGS["v1"],
     "optimizer": {
         "type": "AdamW",
         "params": [
@@ -49,25 +42,6 @@ TINY: dict[str, Any] = {
     },
     "run": {"batch_size_forward": 2, "init": "random", "log_every": 1, "save_every": 3, "num_iterations": 6},
 }
-
-
-TINY_V2: dict[str, Any] = {
-    "encoder": {"backbone": "dinov2_vitt14", "intermediate_layers": [2, 5], "dim_out": 32},
-    "neck": {"dim_in": [34, 2, 2, 2, 2], "dim_res_blocks": [32, 16, 16, 8, 8], "resamplers": "bilinear"},
-    "scale_head": {"dims": [192, 16, 1]},
-    "remap_output": "exp",
-    "num_tokens_range": [12, 20],
-}
-TINY_V2 |= {
-    f"{name}_head": {
-        "dim_in": [32, 16, 16, 8, 8],
-        "dim_out": [None, None, None, None, channels],
-        "dim_res_blocks": [32, 16, 16, 8, 8],
-        "resamplers": "bilinear",
-    }
-    for name, channels in (("points", 3), ("mask", 1), ("normal", 3))
-}
-"""The `model` section of the other version."""
 
 
 @pytest.fixture(scope="session")

@@ -121,7 +121,7 @@ def test_smaller_batches_are_no_way_out_of_an_evaluation() -> None:
     ("failing", "phase"),
     [
         ("moge_core.training.trainer.compute_objective", "training on 2 x "),
-        ("moge_core.training.trainer.score_held_out", "evaluation with 16 tokens"),
+        ("moge_core.training.scoring.score_instances", "evaluation with 16 tokens"),
     ],
 )
 def test_a_training_that_does_not_fit_says_so_and_can_go_on(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from meta_accelerator import META, MetaAccelerator, stand_in_accelerate
-from tiny_training import TINY_V2
+from tiny_models import CONFIGS as MODELS
 
 from moge_core.models import build_model
 from moge_core.training import check_training_inputs, load_train_config
@@ -77,7 +77,7 @@ def config_of(version: str, tiny_config: Callable[..., Path], labels: Sequence[s
         {"name": label, "path": "scenes", "depth_unit": 1.0, "label_type": label} for label in labels
     ]
     if version == "v2":
-        values |= {"model_version": "v2", "model": TINY_V2}
+        values |= {"model_version": "v2", "model": MODELS["v2"]}
     path.write_text(json.dumps(values))
     return path
 
