@@ -245,13 +245,13 @@ def _step_lines(trainer: Trainer, measured: Measured) -> list[str]:
 def _loader_lines(trainer: Trainer, measured: Measured) -> list[str]:
     loader, steps = measured.loader, measured.steps
     needed = trainer.global_batch / steps.average
-    at_low = f", {trainer.global_batch / steps.least:.1f} at low resolution" if steps.least != steps.average else ""
+    at_low = f" ({trainer.global_batch / steps.least:.3g} at low resolution)" if steps.least != steps.average else ""
     workers, cores = loader.needed_for(needed / trainer.accelerator.num_processes)
     who = f"{_count(loader.num_workers, 'worker')} of each process" if loader.num_workers else "the training itself"
     lines = [
-        f"loader         {loader.images_per_second:.1f} images/s by {who}, while nothing trains",
-        f"               {needed:.1f} images/s are what the steps can take{at_low}: {_count(workers, 'worker')} with "
-        f"{_count(cores, 'core')} for each process would feed them",
+        f"loader         {loader.images_per_second:.3g} images/s by {who}, while nothing trains; the steps take "
+        f"{needed:.3g}{at_low}",
+        f"               {_count(workers, 'worker')} with {_count(cores, 'core')} for each process would feed them",
     ]
     broken = sum(trainer.loader.failure_counts.values())
     if broken:
@@ -305,10 +305,10 @@ def _count(number: int, one: str, many: str | None = None) -> str:
 
 def _duration(seconds: float) -> str:
     if seconds < 120:
-        return f"{seconds:.0f} seconds"
+        return f"{seconds:.0f} s"
     if seconds < 7200:
         return f"{seconds / 60:.0f} minutes"
-    return f"{seconds / 3600:.0f} hours" if seconds < 172_800 else f"{seconds / 86_400:.1f} days"
+    return f"{seconds / 3600:.1f} hours" if seconds < 172_800 else f"{seconds / 86_400:.1f} days"
 
 
 def _existing(path: Path) -> Path:

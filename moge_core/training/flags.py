@@ -131,6 +131,6 @@ OPTIONS = [
         "--dry_run",
         "dry_run",
         is_flag=True,
-        help="Resolve everything, train one step on two batches, save once, and print the plan with times and sizes.",
+        help="Resolve everything, train a few steps, save once, and print the plan with times and sizes.",
     ),
 ]

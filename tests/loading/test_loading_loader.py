@@ -318,8 +318,8 @@ def test_the_quota_goes_on_over_restarts():
     log = FailureLog(0.5, window=100, min_failures=2)
     log.record(4, broken * 3)
     later = FailureLog(0.5, window=100, min_failures=2)
-    later.go_on(*log.window)
-    assert later.window == (7, 3)
+    later.go_on(*log.count()[1:])
+    assert later.count() == (0, 7, 3)
     with pytest.raises(DatasetError):
         later.record(0, broken * 2)
 
