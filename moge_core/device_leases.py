@@ -75,7 +75,8 @@ def leased_devices(count: int, holder: str, tell: Callable[[str], None]) -> Iter
             "num_processes",
             "must be at most the number of accelerators that are visible: each process works on one of its own",
             found=f"{count} processes for {_listed(machine.names)}",
-            fix="Ask for fewer processes, or show more devices (CUDA_VISIBLE_DEVICES).",
+            fix="Ask for fewer processes, or show more devices (CUDA_VISIBLE_DEVICES); MOGE_ACCELERATORS= with nothing "
+            "behind it leaves them all aside and trains on the CPU.",
         )
     if LEASED in os.environ:  # this process works on leased devices itself, and sees no others
         yield _lease(machine, list(range(count)))
@@ -103,6 +104,13 @@ def leased_device(holder: str, tell: Callable[[str], None]) -> Iterator[str | No
             yield None
             return
         (index,) = lease.indices
+        if index >= torch.cuda.device_count():  # CUDA shows a process one part (MIG) of a device at most
+            raise InputError(
+                "CUDA_VISIBLE_DEVICES",
+                "must name devices that one process can see at once",
+                found=f"{lease.names[0]}, which torch does not count among its {torch.cuda.device_count()}",
+                fix="Show one part (MIG) only.",
+            )
         with torch.cuda.device(index):
             yield f"cuda:{index}"
 

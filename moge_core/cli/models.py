@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -151,8 +152,6 @@ def infer_command(
     Example:
       moge infer -i photos -o out --model workspace/train_v1/0/checkpoint/00100000_ema.pt --glb
     """
-    import math
-
     from moge_core.errors import InputError
     from moge_core.inference import infer_path
     from moge_core.models import load_model
@@ -252,11 +251,23 @@ def evaluate_command(
 ) -> None:
     """Score CHECKPOINTS on a held-out dataset: affine-invariant points, mean over its instances."""
     from moge_core.datasets import read_index
-    from moge_core.evaluation import ScoringConditions, digest_instances, score_constant, score_model
+    from moge_core.errors import DatasetError
+    from moge_core.evaluation import (
+        HeldOutInstance,
+        ScoringConditions,
+        digest_instances,
+        mean_scores,
+        score_constant,
+        score_instances,
+    )
     from moge_core.io import atomic_open
     from moge_core.models import load_model
     from moge_core.models.base import MAX_RESOLUTION_LEVEL
 
+    names = read_index(dataset, index_name)
+    if not names:
+        raise DatasetError(dataset, "must list at least one instance", found="none")
+    instances = [HeldOutInstance(dataset / name) for name in names]
     device = start_on(device_name, precision, free_for=f"moge evaluate {dataset}")
     scores: dict[str, Any] = {"dataset": str(dataset), "checkpoints": {}}
     for path in checkpoints:
@@ -264,8 +275,12 @@ def evaluate_command(
         tokens = num_tokens or model.num_tokens_at(MAX_RESOLUTION_LEVEL)
         how: dict[str, Any] = {"num_tokens": tokens, "batch_size": batch_size, "precision": precision}
         with progress_bar(path.name) as progress:
-            score = score_model(model, dataset, index_name=index_name, progress=progress, **how)
-        conditions = ScoringConditions(precision, tokens, digest_instances(read_index(dataset, index_name)))
+            found = score_instances(model, instances, progress=progress, **how)
+        score = mean_scores(found)
+        not_scored = [name for name, each in zip(names, found, strict=True) if math.isnan(each["rel"])]
+        conditions = ScoringConditions(precision, tokens, digest_instances(names), not_scored)
+        for name in not_scored:
+            click.echo(f"not scored, no pixel counts: {name}", err=True)
         scores["checkpoints"][str(path)] = {**score, **asdict(conditions)}
         click.echo(f"{path}: rel {score['rel']:.4f}, delta1 {score['delta1']:.4f}")
     if constant_from is not None:

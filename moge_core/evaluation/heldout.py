@@ -81,6 +81,7 @@ def score_instances(
     num_tokens: int | None = None,
     batch_size: int = 1,
     precision: Precision = "fp32",
+    device: torch.device | None = None,
     on_failure: Callable[[int, Exception], None] | None = None,
     agree_on_forwards: Callable[[int], int] | None = None,
     progress: Progress | None = None,
@@ -90,6 +91,7 @@ def score_instances(
     Args:
         model, num_tokens, batch_size, precision: as of `score_model`.
         instances: what to score.
+        device: where the model computes; None is where its weights are, which those that FSDP offloads are not.
         on_failure: called with the position of an instance that cannot be scored, and why; its scores are NaN. None
             raises the error.
         agree_on_forwards: called once with the number of forwards that these instances take; returns how many to make.
@@ -107,7 +109,7 @@ def score_instances(
         loaded = dict(_load(batch, instances, fail))
         # What fails to load must not change how often the model is called.
         images, at = ([each.image for each in loaded.values()], tokens) if loaded else ([_NOTHING], 1)
-        predicted = _predict(model, images, at, precision)
+        predicted = _predict(model, images, at, precision, device or model.device)
         for (position, each), points in zip(loaded.items(), predicted, strict=False):
             try:
                 scores[position] = _score(points, each)
@@ -189,14 +191,16 @@ def _load(
 
 
 @torch.no_grad()
-def _predict(model: MoGeModel, images: Sequence[Array], num_tokens: int, precision: Precision) -> Array:
+def _predict(
+    model: MoGeModel, images: Sequence[Array], num_tokens: int, precision: Precision, device: torch.device
+) -> Array:
     """Affine-invariant points (B, H, W, 3) of images (H, W, 3) of one size.
 
     As the network gives them, without the shift that makes them a pinhole view: no score depends on it, and a great one
     would cost digits.
     """
-    batch = torch.from_numpy(np.stack(images)).to(model.device).permute(0, 3, 1, 2).float() / 255
-    with network_precision(model.device.type, precision):
+    batch = torch.from_numpy(np.stack(images)).to(device).permute(0, 3, 1, 2).float() / 255
+    with network_precision(device.type, precision):
         points: Array = model(batch, num_tokens)["points"].float().cpu().numpy()
     return points
 

@@ -107,6 +107,7 @@ def dry_run(config: TrainConfig, flags: TrainFlags, datasets: Sequence[DatasetId
         finally:
             trainer.loader.close()
             trainer.writer.close()
+            trainer.watchdog.close()
     leave_process_group()
     return plan
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate.utils import gather_object
 
 from moge_core.evaluation import HeldOutInstance, ScoringConditions, digest_instances, mean_scores, score_instances
@@ -69,6 +70,7 @@ class HeldOutScorer:
         num_tokens: resolution of the predictions.
         batch_size: images of one size that a process predicts at once.
         precision: of the network's encoder.
+        device: as of `score_instances`.
         rank, world_size: which of how many processes this is. All of them make the same calls.
     """
 
@@ -79,6 +81,7 @@ class HeldOutScorer:
         *,
         batch_size: int = 1,
         precision: Precision = "fp32",
+        device: torch.device | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -87,7 +90,7 @@ class HeldOutScorer:
         self._instances = [
             HeldOutInstance(each.root / instance, each.depth_name) for each in held_out for instance in each.instances
         ]
-        self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
+        self._batch_size, self._device, self._rank, self._world_size = batch_size, device, rank, world_size
         names = [f"{name}/{each.depth_name}" for name, each in zip(self._names, self._instances, strict=True)]
         self.conditions = ScoringConditions(precision, num_tokens, digest_instances(names))
         """Under which all that is held out is scored."""
@@ -115,6 +118,7 @@ class HeldOutScorer:
                 num_tokens=self.conditions.num_tokens,
                 batch_size=self._batch_size,
                 precision=self.conditions.precision,
+                device=self._device,
                 on_failure=warn,
                 agree_on_forwards=self._most_of_any_process,
             )

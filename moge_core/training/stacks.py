@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,12 +45,13 @@ class Stack:
     text: str
 
 
-def take_stack(pid: int, dump: int) -> Stack:
+def take_stack(pid: int, dump: int, is_there: Callable[[], bool] = lambda: True) -> Stack:
     """The stacks of a process that may hang.
 
     Args:
         pid: of the process.
         dump: descriptor of the empty file that its faulthandler writes to at `DUMP_SIGNAL`.
+        is_there: whether the number still is that process's; a stranger would die of the signal.
     """
     state = _status_of(pid).get("State", "gone")
     waits_in = _line(Path(f"/proc/{pid}/wchan"))  # a function of the kernel, 0 for none
@@ -61,7 +62,7 @@ def take_stack(pid: int, dump: int) -> Stack:
     notes = f"{kernel}\nno stack by py-spy: {why_not}"
     if state.startswith(("T", "t")):
         return Stack(state, "", f"{notes}\nno stack by faulthandler: the process is stopped\n")
-    written = _from_faulthandler(pid, dump)
+    written = _from_faulthandler(pid, dump) if is_there() else ""
     return Stack(state, "", f"{notes}\n\n{written or 'no stack by faulthandler: the process did not answer'}\n")
 
 

@@ -327,8 +327,10 @@ class Trainer:
         is_scoring = bool(self.flags.eval_every and self.held_out)
         if self.best is None or not is_scoring or is_scored_alike(self.best, metric, scorer.conditions):
             return
-        self.best = score_anew(self.best, metric, self.workspace, self.network, scorer, is_main=self.is_main)
-        if self.is_main and self.best is not None:
+        self.report.work = Work("evaluation", scorer.conditions.num_tokens)
+        with self.watchdog.stage("evaluate"):
+            self.best = score_anew(self.best, metric, self.workspace, self.network, scorer, is_main=self.is_main)
+        if self.is_main:
             self.workspace.write_best(self.best)
 
     # --- checkpoints ---
@@ -414,6 +416,7 @@ class Trainer:
             scoring_tokens(self.network.raw_model),
             batch_size=flags.batch_size_forward,
             precision=scoring_precision(self.accelerator.mixed_precision, sharded=self.network.sharded),
+            device=self.device,
             rank=self.rank,
             world_size=self.accelerator.num_processes,
         )

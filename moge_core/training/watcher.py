@@ -184,8 +184,12 @@ class Group:
             self._verdict.unlink(missing_ok=True)
         name = f"{max(step, 0):08d}_{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
         self._folder.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileExistsError), self._verdict.open("x", encoding="utf-8") as file:
-            file.write(json.dumps({"name": name}))
+        # Whole or not at all: half a file on a full disk would be nobody's verdict, and in everybody's way.
+        fragment = self._folder / f"hang_{self._task.rank}.tmp"
+        fragment.write_text(json.dumps({"name": name}), encoding="utf-8")
+        with contextlib.suppress(FileExistsError):
+            os.link(fragment, self._verdict)
+        fragment.unlink()
         return self.verdict()
 
     def leave(self) -> None:
@@ -201,7 +205,7 @@ def watch(task: Task) -> None:
     """Look at the rank until it ends, or all of the training hangs."""
     pulse = memoryview(mmap.mmap(task.pulse, PULSE_BYTES)).cast("q")
     judge, group = Judge(task.timeout_s), Group(task)
-    looked = time.monotonic()
+    began, looked = time.time(), time.monotonic()
     while not _has_ended(task, task.poll_s):
         now = time.monotonic()
         # After a sleep of the machine, or of this process with all of the training, only what was watched counts.
@@ -213,7 +217,7 @@ def watch(task: Task) -> None:
             print(f"warning: the watchdog of rank {task.rank} cannot use {task.workspace}: {error}", file=sys.stderr)
             continue
         if hang is not None:
-            _end_rank(task, judge, group, hang)
+            _end_rank(task, judge, group, hang, began)
             return
     group.leave()
 
@@ -248,15 +252,16 @@ def _has_ended(task: Task, seconds: float) -> bool:
     return bool(select.select([task.lifeline], [], [], seconds)[0]) or os.getppid() != task.pid
 
 
-def _end_rank(task: Task, judge: Judge, group: Group, hang: str) -> None:
+def _end_rank(task: Task, judge: Judge, group: Group, hang: str, began: float) -> None:
     """Write the rank's stack, have the status set, kill the rank."""
-    from moge_core.training.stacks import take_stack
-
     folder = Path(task.workspace) / "stacks" / hang
     try:
-        stack = take_stack(task.pid, task.dump)
+        from moge_core.training.stacks import take_stack
+
+        stack = take_stack(task.pid, task.dump, is_there=lambda: os.getppid() == task.pid)
         # What it would do when it sees the others end must not hide the reason.
-        os.kill(task.pid, signal.SIGSTOP)
+        if os.getppid() == task.pid:
+            os.kill(task.pid, signal.SIGSTOP)
         report = _report(judge) | {"state": stack.state, "where": stack.where}
         group.publish(report)
         folder.mkdir(parents=True, exist_ok=True)
@@ -265,10 +270,10 @@ def _end_rank(task: Task, judge: Judge, group: Group, hang: str) -> None:
         summary = folder / "summary.txt"
         if task.rank == 0:
             _wait_for(lambda: all((folder / f"rank_{rank}.txt").exists() for rank in range(task.world_size)), _GRACE_S)
-            _conclude(task, judge, group.reports(), summary)
+            _conclude(task, judge, group.reports(), summary, began)
         else:
             _wait_for(summary.exists, 2 * _GRACE_S)
-    except OSError as error:  # a full disk; the training must end all the same
+    except Exception as error:  # a full disk, code that was changed meanwhile; the training must end all the same
         print(f"error: the training hung, which cannot be recorded: {error}", file=sys.stderr, flush=True)
     finally:
         if os.getppid() == task.pid:
@@ -276,14 +281,20 @@ def _end_rank(task: Task, judge: Judge, group: Group, hang: str) -> None:
         group.leave()
 
 
-def _conclude(task: Task, judge: Judge, reports: Sequence[dict[str, Any]], summary: Path) -> None:
-    """Set the status of the training and, last, since the others wait for it, write the summary."""
+def _conclude(task: Task, judge: Judge, reports: Sequence[dict[str, Any]], summary: Path, began: float) -> None:
+    """Set the status of the training and, last, since the others wait for it, write the summary.
+
+    A rank that failed before has told why: that the others then hung is what came of it.
+    """
     from moge_core.training.workspace import RunStatus, Workspace
 
     assert judge.pulse is not None
     reason = f"{explain(reports, task.world_size, judge.in_stage_s)}; the stacks are in {summary.parent}"
-    status = RunStatus("failed", reason, judge.pulse.step, task.num_iterations, resumable=True)
-    Workspace(task.workspace).write_status(status)
+    workspace = Workspace(task.workspace)
+    before = workspace.status()
+    has_ended = before is not None and before.state in ("failed", "finished")
+    if not (has_ended and (workspace.path / "status.json").stat().st_mtime > began):
+        workspace.write_status(RunStatus("failed", reason, judge.pulse.step, task.num_iterations, resumable=True))
     print(f"error: {reason}", file=sys.stderr, flush=True)
     lines = [f"rank {report['rank']} on {report['host']}: {_place(report)}" for report in reports]
     summary.write_text("\n".join([reason, "", *lines, ""]), encoding="utf-8")

@@ -175,9 +175,12 @@ class Workspace:
         """Step and score of the best checkpoint, if the training evaluates."""
         return _read_json(self.path / "best.json")
 
-    def write_best(self, values: Mapping[str, Any]) -> None:
-        """Replace best.json at once."""
-        write_json(self.path / "best.json", values)
+    def write_best(self, values: Mapping[str, Any] | None) -> None:
+        """Replace best.json at once; None removes it."""
+        if values is None:
+            (self.path / "best.json").unlink(missing_ok=True)
+        else:
+            write_json(self.path / "best.json", values)
 
     def prune(self, keep_last: int, keep_every: int = 0) -> list[int]:
         """Remove complete checkpoints but the newest `keep_last`, multiples of `keep_every` and the best one.

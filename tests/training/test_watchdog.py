@@ -162,7 +162,7 @@ def test_a_training_tells_its_watchdog_when_it_scores_draws_saves_and_ends(
 
         monkeypatch.setattr(owner, name, run)
 
-    spy(module, "score_held_out")
+    spy(module.HeldOutScorer, "score")
     spy(module, "compute_objective")
     spy(module, "build_network")
     spy(module.PredictionPictures, "draw")
@@ -175,7 +175,7 @@ def test_a_training_tells_its_watchdog_when_it_scores_draws_saves_and_ends(
     assert main([*flags, "--num_vis_images", "2"]) == ExitCode.FINISHED
     assert seen.pop("__next__") == {"wait", "pictures"}
     assert seen == {
-        "score_held_out": {"evaluate"},
+        "score": {"evaluate"},
         "compute_objective": {"losses"},
         "build_network": {"start"},
         "draw": {"pictures"},
