@@ -104,11 +104,11 @@ def leased_device(holder: str, tell: Callable[[str], None]) -> Iterator[str | No
             yield None
             return
         (index,) = lease.indices
-        if index >= torch.cuda.device_count():  # CUDA shows a process one part (MIG) of a device at most
+        if index > 0 and lease.names[0].startswith("MIG"):  # CUDA shows a process one part of a device at most
             raise InputError(
                 "CUDA_VISIBLE_DEVICES",
                 "must name devices that one process can see at once",
-                found=f"{lease.names[0]}, which torch does not count among its {torch.cuda.device_count()}",
+                found=f"{lease.names[0]} after another part of a device",
                 fix="Show one part (MIG) only.",
             )
         with torch.cuda.device(index):

@@ -65,7 +65,7 @@ device_option = click.option(
     "--device",
     "device_name",
     metavar="NAME",
-    help="cpu, cuda, cuda:1, ... Default: the first GPU that is visible (long work waits for one that is free), else the CPU.",
+    help="cpu, cuda, cuda:1, ... Default: a GPU that is visible (long work waits for a free one), else the CPU.",
 )
 precision_option = click.option(
     "--precision",

@@ -264,11 +264,11 @@ def evaluate_command(
     from moge_core.models import load_model
     from moge_core.models.base import MAX_RESOLUTION_LEVEL
 
+    device = start_on(device_name, precision, free_for=f"moge evaluate {dataset}")
     names = read_index(dataset, index_name)
     if not names:
         raise DatasetError(dataset, "must list at least one instance", found="none")
     instances = [HeldOutInstance(dataset / name) for name in names]
-    device = start_on(device_name, precision, free_for=f"moge evaluate {dataset}")
     scores: dict[str, Any] = {"dataset": str(dataset), "checkpoints": {}}
     for path in checkpoints:
         model = load_model(path).to(device)
