@@ -16,6 +16,8 @@ LAUNCH = [
     *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
 ]
 """To be followed by `--num_processes N` and what is launched."""
+SPREAD = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"}
+"""Environment in which their weights are spread over them (FSDP)."""
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:

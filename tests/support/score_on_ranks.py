@@ -2,8 +2,7 @@
 
     accelerate launch ... tests/support/score_on_ranks.py REQUEST
 
-REQUEST is a JSON file with `config`, `root`, `instances`, `weights`, `average`, `batch_size`, `mixed_precision` and
-`sharded`: accelerate spreads no weights over CPUs, so torch's own function does it here, a unit for each block.
+REQUEST is a JSON file with `config`, `root`, `instances`, `weights`, `average`, `batch_size` and `mixed_precision`.
 Rank r writes `REQUEST.r` with its scores, its calls of the model, and whether its own weights are what they were.
 """
 
@@ -15,17 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
 
-from moge_core.models import MoGeModel
 from moge_core.models.checkpoint import read_model_file
 from moge_core.training import load_train_config
 from moge_core.training.devices import build_accelerator
 from moge_core.training.flags import TrainFlags
 from moge_core.training.network import build_network
-from moge_core.training.optimization import ExponentialMovingAverage
 from moge_core.training.scoring import HeldOutScorer, HeldOutScores, scoring_precision, scoring_tokens
 from moge_core.training.sharding import deal_weights, local
 from moge_core.training.validation import HeldOut
@@ -39,9 +33,6 @@ def main(path: str) -> None:
     )
     accelerator = build_accelerator(flags)
     network = build_network(config, flags, accelerator, None)
-    if request["sharded"]:
-        network.raw_model = _spread(network.raw_model)
-        network.sharded, network.ema = True, ExponentialMovingAverage(network.raw_model)
     weights, average = (read_model_file(request[name]).weights for name in ("weights", "average"))
     if network.ema is not None:
         network.ema.load(deal_weights(network.raw_model, average) if network.sharded else average, 1)
@@ -50,6 +41,7 @@ def main(path: str) -> None:
         scoring_tokens(network.raw_model),
         batch_size=request["batch_size"],
         precision=scoring_precision(accelerator.mixed_precision, sharded=network.sharded),
+        device=accelerator.device,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
     )
@@ -65,20 +57,12 @@ def main(path: str) -> None:
         "values": dict(scores.values),
         "not_scored": scores.conditions.not_scored,
         "precision": scores.conditions.precision,
+        "sharded": network.sharded,
         "calls": calls,
         "restored": all(torch.equal(before[name], after[name]) for name in before),
     }
     Path(f"{path}.{accelerator.process_index}").write_text(json.dumps(answer))
     accelerator.end_training()
-
-
-def _spread(model: MoGeModel) -> MoGeModel:
-    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
-    for block in model.dinov2.blocks:
-        fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
-    assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
-    return model
 
 
 def _copies(model: torch.nn.Module) -> dict[str, torch.Tensor]:

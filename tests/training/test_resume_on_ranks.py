@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import told_reads
 import torch
-from launches import run_two
+from launches import SPREAD, run_two
 from played_training import played_training
 
 from moge_core.errors import DatasetError, InputError, MoGeError
@@ -22,7 +22,6 @@ from moge_core.training.devices import on_device
 
 Config = Callable[..., Path]
 # What it sets for weights that are spread.
-SPREAD = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"}
 
 
 def arguments(config: Path, workspace: Path, *flags: str) -> list[str]:
