@@ -91,8 +91,8 @@ def _scores(model: MoGeModel, dataset: Path) -> tuple[float, float, float]:
 def _compare(folder: Path, trained_in: str, seed: int, path: Path) -> bool:
     model = load_model(path)
     names = read_index(folder / "heldout")[:4]
-    images = torch.stack([torch.from_numpy(load_instance(folder / "heldout" / n).image) for n in names])
-    images = F.interpolate(images.permute(0, 3, 1, 2).float() / 255, (480, 640), mode="bilinear", align_corners=False)
+    found = [torch.from_numpy(load_instance(folder / "heldout" / name).image) for name in names]
+    images = torch.cat([_resized(image) for image in found])
     exact = model(images, NUM_TOKENS)["points"]
     is_close = True
     for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
@@ -103,6 +103,12 @@ def _compare(folder: Path, trained_in: str, seed: int, path: Path) -> bool:
         is_close &= degrees < MOST_DEGREES and relative < MOST_RELATIVE
         print(f"| {trained_in} | {seed} | {name} | {degrees:.3f} degrees | {relative:.3%} |", flush=True)
     return is_close
+
+
+def _resized(image: torch.Tensor) -> torch.Tensor:
+    """(H, W, 3) of 0..255, lying or standing, as (1, 3, 480, 640) of 0..1."""
+    batch = image.permute(2, 0, 1)[None].float() / 255
+    return F.interpolate(batch, (480, 640), mode="bilinear", align_corners=False)
 
 
 def _degrees_between(points: torch.Tensor, exact: torch.Tensor) -> float:
