@@ -60,6 +60,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, tuple[int
     yield seen
 
 
+@pytest.mark.slow
 def test_it_measures_the_greatest_step_and_those_that_the_phases_are_made_of(
     cheap: Path, tmp_path: Path, steps: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
