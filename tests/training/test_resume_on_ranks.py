@@ -21,7 +21,6 @@ from moge_core.training import Workspace, load_train_config, main
 from moge_core.training.devices import on_device
 
 Config = Callable[..., Path]
-# What it sets for weights that are spread.
 
 
 def arguments(config: Path, workspace: Path, *flags: str) -> list[str]:
