@@ -10,15 +10,14 @@ import torch.nn.functional as F
 from exact_plane import exact_plane_model
 from precision_cases import (
     SIZE,
+    assert_close_to_exact,
     mean_angle,
-    mean_relative_error,
     point_normals,
     smooth_image,
     tilted_plane,
     wide_config,
     wide_model,
 )
-from torch import Tensor
 
 from moge_core.losses import edge_loss
 
@@ -56,10 +55,10 @@ def test_point_maps_hardly_move_in_16_bits_or_with_tf32(version: str, device: to
     model, image = wide_model(version), smooth_image()
     exact = model(image, 1200)  # of the CPU, in float32
     model, image = model.to(device), image.to(device)
-    _assert_close(model(image, 1200), exact)
+    assert_close_to_exact(model(image, 1200), exact)
     for dtype in HALF.values():
         with torch.autocast(device.type, dtype=dtype):
-            _assert_close(model(image, 1200), exact)
+            assert_close_to_exact(model(image, 1200), exact)
 
 
 @torch.no_grad()
@@ -90,15 +89,4 @@ def test_compiled_blocks_predict_the_same_at_several_sizes(device: torch.device,
     model.compile_blocks()
     for num_tokens, expected in zip(sizes, exact, strict=True):
         with torch.autocast(device.type, dtype=torch.bfloat16):
-            _assert_close(model(image, num_tokens), expected)
-
-
-def _assert_close(output: dict[str, Tensor], exact: dict[str, Tensor]) -> None:
-    ours, theirs = ({name: value.cpu() for name, value in each.items()} for each in (output, exact))
-    assert {value.dtype for value in ours.values()} == {torch.float32}
-    assert mean_angle(point_normals(ours["points"]), point_normals(theirs["points"])) < 0.5
-    assert mean_relative_error(ours["points"], theirs["points"]) < 1e-3
-    if "normal" in theirs:
-        assert mean_angle(ours["normal"], theirs["normal"]) < 0.5
-    if "metric_scale" in theirs:
-        torch.testing.assert_close(ours["metric_scale"], theirs["metric_scale"], rtol=5e-3, atol=0)
+            assert_close_to_exact(model(image, num_tokens), expected)

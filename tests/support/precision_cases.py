@@ -63,6 +63,18 @@ def mean_relative_error(ours: Tensor, theirs: Tensor) -> float:
     return float(((ours - theirs).norm(dim=-1) / theirs.norm(dim=-1).clamp(min=1e-6)).mean())
 
 
+def assert_close_to_exact(output: dict[str, Tensor], exact: dict[str, Tensor]) -> None:
+    """The bounds within which a prediction in 16 bits or with TF32 stays: float32, and hardly moved."""
+    ours, theirs = ({name: value.cpu() for name, value in each.items()} for each in (output, exact))
+    assert {value.dtype for value in ours.values()} == {torch.float32}
+    assert mean_angle(point_normals(ours["points"]), point_normals(theirs["points"])) < 0.5
+    assert mean_relative_error(ours["points"], theirs["points"]) < 1e-3
+    if "normal" in theirs:
+        assert mean_angle(ours["normal"], theirs["normal"]) < 0.5
+    if "metric_scale" in theirs:
+        torch.testing.assert_close(ours["metric_scale"], theirs["metric_scale"], rtol=5e-3, atol=0)
+
+
 def tilted_plane(height: int, width: int, aspect_ratio: float = SIZE[1] / SIZE[0]) -> Tensor:
     """Points (H, W, 3) of a plane whose depths span a factor of more than 3, median depth 1."""
     uv = normalized_view_plane_uv(width, height, aspect_ratio, dtype=torch.float64, device=torch.device("cpu"))
