@@ -1,9 +1,10 @@
-"""Commands that bring raw data into the dataset format, and what they share: options, report, configuration entry.
+"""Commands that bring raw data into the dataset format, and what they share: report and configuration entry.
 
-A layout's command names its own options and leaves the rest to two helpers:
+A layout's command names its own options and leaves the rest to three helpers:
 
     @import_group.command("layout")
     @click.argument("source", type=click.Path(exists=True, path_type=Path))
+    @value_options()
     @common_import_options(label_type="synthetic")
     def import_layout_command(source: Path, out: Path, strict: bool, **options: Any) -> None:
         run_importer(import_layout, source, out, strict, **options)
@@ -16,53 +17,15 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from moge_core.cli.common import EXIT_FINDINGS, Commands, parse_size, print_findings, progress_bar, verbose
+from moge_core.cli.common import EXIT_FINDINGS, Commands, parse_size, print_findings, progress_bar
+from moge_core.cli.import_options import common_import_options, value_options
 
 if TYPE_CHECKING:
     from moge_core.datasets.importers import ImportReport
-
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-def common_import_options(*, label_type: str) -> Callable[[Command], Command]:
-    """Options that every importer has: out, name_prefix, label_type, max_depth, resolution, strict; and -v.
-
-    Args:
-        label_type: the default of --label-type.
-    """
-    options = (
-        click.option(
-            "-o", "--output", "out", required=True, type=click.Path(path_type=Path), help="The dataset to make."
-        ),
-        click.option("--name-prefix", default="", help="Put before every instance's path, for example 'desk/'."),
-        click.option(
-            "--label-type",
-            default=label_type,
-            show_default=True,
-            help="Loss set named in meta.json and in the printed configuration entry.",
-        ),
-        click.option("--max-depth", type=float, metavar="METRES", help="Depth beyond this becomes unknown."),
-        click.option(
-            "--resolution",
-            type=click.Choice(["smaller", "image", "depth"]),
-            default="smaller",
-            show_default=True,
-            help="Size of instances whose image and depth map differ in size.",
-        ),
-        click.option("--strict", is_flag=True, help=f"Exit with {EXIT_FINDINGS} if any frame could not be imported."),
-        verbose,
-    )
-
-    def decorate(command: Command) -> Command:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
 
 
 def print_import(report: ImportReport, out: Path) -> None:
@@ -126,11 +89,6 @@ def import_group() -> None:
     " or a pattern of files, one a frame.",
 )
 @click.option(
-    "--depth-scale",
-    type=float,
-    help="Stored units a metre: depth = value / scale. 1000 for millimetres, 5000 for TUM and ICL-NUIM.",
-)
-@click.option(
     "--image", "image_glob", metavar="GLOB", help="Images, relative to SOURCE. Default: all that is not depth."
 )
 @click.option("--depth", "depth_glob", metavar="GLOB", help="Depth maps. Default: every 16-bit grey PNG or PGM.")
@@ -140,10 +98,8 @@ def import_group() -> None:
     metavar="WxH",
     help="Resolution that the intrinsics refer to, if not the images'.",
 )
-@click.option(
-    "--invalid", multiple=True, type=int, help="Stored value that means unknown; may be repeated. 0 always does."
-)
 @click.option("--flip-y", is_flag=True, help="Turn image and depth upside down.")
+@value_options()
 @common_import_options(label_type="sfm")
 def import_rgbd_folder_command(source: Path, out: Path, strict: bool, **options: Any) -> None:
     """Images and depth maps in a folder.
@@ -162,13 +118,14 @@ def import_rgbd_folder_command(source: Path, out: Path, strict: bool, **options:
 
 @import_group.command("table")
 @click.argument("source", metavar="TABLE", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@value_options()
 @common_import_options(label_type="sfm")
 def import_table_command(source: Path, out: Path, strict: bool, **options: Any) -> None:
     """Frames that a CSV or JSONL table names, one a row.
 
-    Columns: name image depth fx fy cx cy, and where needed width height (the size that the intrinsics refer to), scale
-    (stored units a metre), invalid (stored values that mean unknown, separated by blanks), kind (z, ray, disparity,
-    inverse), baseline (metres), doffs (pixels), normal, mask, segmentation. Paths are relative to the table.
+    Columns: name image depth fx fy cx cy, and where needed width height (the size that the intrinsics refer to),
+    normal, mask, segmentation, and the options below that say what values mean (infinite_from for --infinite-from;
+    several values are separated by blanks). A row goes before an option. Paths are relative to the table.
 
     \b
     Example:
@@ -191,6 +148,7 @@ def import_table_command(source: Path, out: Path, strict: bool, **options: Any) 
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="The raw recordings, whose images belong to the depth maps. Default: SOURCE.",
 )
+@value_options()
 @common_import_options(label_type="lidar")
 def import_kitti_command(source: Path, out: Path, strict: bool, **options: Any) -> None:
     """KITTI: object and raw recordings with velodyne sweeps, or depth maps.
@@ -248,16 +206,13 @@ def import_nuscenes_command(source: Path, out: Path, strict: bool, **options: An
 @click.option("--disparity", metavar="GLOB", help="Their disparity maps.")
 @click.option("--intrinsics", help="Left camera in pixels: fx,fy,cx,cy or a file.")
 @click.option("--intrinsics-size", type=parse_size, metavar="WxH", help="Resolution that the intrinsics refer to.")
-@click.option("--baseline", type=float, metavar="METRES", help="Between the cameras. Without it depth has no unit.")
-@click.option("--doffs", type=float, metavar="PIXELS", help="Added to each disparity.")
-@click.option("--disparity-scale", type=float, help="Stored units a pixel. Default: 1.")
-@click.option("--invalid", multiple=True, type=float, help="Stored value that means unknown; may be repeated.")
 @click.option(
     "--calib",
     "calib_dir",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="KITTI's calibrations, one file a frame. Default: beside the pictures.",
 )
+@value_options()
 @common_import_options(label_type="sfm")
 def import_stereo_command(source: Path, out: Path, strict: bool, **options: Any) -> None:
     """Left pictures with disparity: Middlebury, ETH3D, KITTI, or any.

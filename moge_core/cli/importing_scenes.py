@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from moge_core.cli.importing import common_import_options, run_importer
+from moge_core.cli.import_options import common_import_options, value_options
+from moge_core.cli.importing import run_importer
 
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 _ANY = click.Path(exists=True, path_type=Path)
@@ -20,6 +21,7 @@ _ANY = click.Path(exists=True, path_type=Path)
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="metadata_camera_parameters.csv with the camera of every scene. Default: the one in SOURCE, else 60 degrees.",
 )
+@value_options()
 @common_import_options(label_type="synthetic")
 def hypersim_command(source: Path, out: Path, strict: bool, **options: Any) -> None:
     """Hypersim scenes: HDF5 with ray distances.
@@ -38,14 +40,7 @@ def hypersim_command(source: Path, out: Path, strict: bool, **options: Any) -> N
 
 @click.command("tartanair")
 @click.argument("source", type=_FOLDER)
-@click.option(
-    "--sky-from",
-    type=float,
-    default=1000.0,
-    show_default=True,
-    metavar="METRES",
-    help="Depth from here on is infinite: the renderer puts the sky on a sphere far away.",
-)
+@value_options({"infinite_from": ("--sky-from",)})
 @common_import_options(label_type="synthetic")
 def tartanair_command(source: Path, out: Path, strict: bool, **options: Any) -> None:
     """TartanAir trajectories, version 1 (NPY) or 2 (PNG that hold floats).
@@ -71,6 +66,7 @@ def tartanair_command(source: Path, out: Path, strict: bool, **options: Any) -> 
     help="Which depth maps: geometric agree between images; auto takes photometric ones where those are missing.",
 )
 @click.option("--sparse-points", is_flag=True, help="Images without a depth map get the sparse points that they see.")
+@value_options()
 @common_import_options(label_type="sfm")
 def colmap_command(source: Path, out: Path, strict: bool, **options: Any) -> None:
     """A dense COLMAP workspace: images, sparse, stereo/depth_maps.
@@ -89,6 +85,7 @@ def colmap_command(source: Path, out: Path, strict: bool, **options: Any) -> Non
 
 @click.command("blendedmvs")
 @click.argument("source", type=_FOLDER)
+@value_options()
 @common_import_options(label_type="sfm")
 def blendedmvs_command(source: Path, out: Path, strict: bool, **options: Any) -> None:
     """BlendedMVS scenes: blended images, cameras, rendered depth.
@@ -108,6 +105,7 @@ def blendedmvs_command(source: Path, out: Path, strict: bool, **options: Any) ->
 @click.argument("source", type=_ANY)
 @click.option("--raw", is_flag=True, help="Depth as it was measured, with holes, instead of the filled-in map.")
 @click.option("--labels", is_flag=True, help="Write the object classes as segmentation.")
+@value_options()
 @common_import_options(label_type="sfm")
 def nyu_mat_command(source: Path, out: Path, strict: bool, **options: Any) -> None:
     """NYU Depth v2, the labelled frames in one MATLAB file.
@@ -123,39 +121,13 @@ def nyu_mat_command(source: Path, out: Path, strict: bool, **options: Any) -> No
     run_importer(import_nyu_mat, source, out, strict, **options)
 
 
-def _parse_unit(_ctx: click.Context, _param: click.Parameter, text: str) -> float | None:
-    if text.lower() == "none":
-        return None
-    try:
-        return float(text)
-    except ValueError as error:
-        raise click.BadParameter(f"{text!r} is neither a number of metres nor none") from error
-
-
 @click.command("arrays")
 @click.argument("source", type=_ANY)
 @click.option("--image-key", metavar="NAME", help="Array of images. Default: image, images, rgb or color.")
-@click.option("--depth-key", metavar="NAME", help="Array of depth. Default: depth or depths.")
 @click.option("--intrinsics-key", metavar="NAME", help="Array of cameras. Default: intrinsics or K.")
 @click.option("--normal-key", metavar="NAME", help="Array of normals. Default: normal or normals, where there are any.")
 @click.option("--intrinsics", metavar="fx,fy,cx,cy", help="Camera of all frames in pixels, or a file with it.")
-@click.option(
-    "--kind",
-    type=click.Choice(["z", "ray", "disparity", "inverse"]),
-    default="z",
-    show_default=True,
-    help="What depth values are: z, distance along the ray, disparity in pixels, or 1 / z.",
-)
-@click.option(
-    "--scale",
-    type=float,
-    help="Stored units a metre: value / SCALE is meant. Default: 1 for floats, 1000 for integers.",
-)
-@click.option("--invalid", type=float, multiple=True, help="Stored value that means unknown; may be repeated.")
-@click.option("--baseline", type=float, metavar="METRES", help="Between the cameras of a disparity.")
-@click.option(
-    "--depth-unit", default="1", show_default=True, callback=_parse_unit, help="Metres a unit of depth, or none."
-)
+@value_options({"depth_array": ("--depth-key",)})
 @common_import_options(label_type="sfm")
 def arrays_command(source: Path, out: Path, strict: bool, **options: Any) -> None:
     """Arrays in NPZ, HDF5 or Zarr: images, depth, intrinsics.

@@ -178,7 +178,10 @@ def test_names_and_meanings_can_be_said(tmp_path: Path) -> None:
     assert np.argwhere(np.isnan(depth)).tolist() == [[0, 0]]
     assert report.metric is False
     inverse = import_arrays(
-        save(tmp_path / "b.npz", {"rgb": picture(W, H), "depth": 1 / z, "K": K}), tmp_path / "o", kind="inverse"
+        save(tmp_path / "b.npz", {"rgb": picture(W, H), "depth": 1 / z, "K": K}),
+        tmp_path / "o",
+        kind="inverse",
+        scale=1,
     )
     check_is_plane(inverse.out_dir / "b")
 

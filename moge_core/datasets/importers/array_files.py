@@ -22,7 +22,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -30,11 +30,10 @@ import numpy.typing as npt
 from moge_core.datasets.importers.array_sources import SUFFIXES, ArrayInfo, Arrays, Slabs, open_arrays
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics, intrinsics_from_matrix, parse_intrinsics
 from moge_core.datasets.importers.records import (
-    DepthKind,
+    ImportOptions,
     ImportSettings,
     Read,
     Record,
-    Resolution,
     Stored,
     StoredDepth,
     finding_of,
@@ -42,7 +41,7 @@ from moge_core.datasets.importers.records import (
 from moge_core.datasets.importers.source_files import each_once, walk
 from moge_core.datasets.importers.writing import ImportReport, check_folders, run_import
 from moge_core.datasets.layout import Finding, Progress
-from moge_core.errors import DatasetError, FormatError, InputError, MoGeError
+from moge_core.errors import DatasetError, FormatError, MoGeError
 
 IMPORTER = "arrays"
 
@@ -65,28 +64,19 @@ def import_arrays(
     intrinsics_key: str | None = None,
     normal_key: str | None = None,
     intrinsics: str | Path | PixelIntrinsics | None = None,
-    kind: DepthKind = "z",
-    scale: float | None = None,
-    invalid: Sequence[float] = (),
-    baseline: float | None = None,
-    depth_unit: float | None = 1.0,
-    name_prefix: str = "",
-    label_type: str = "sfm",
-    max_depth: float | None = None,
-    resolution: Resolution = "smaller",
     progress: Progress | None = None,
+    **options: Unpack[ImportOptions],
 ) -> ImportReport:
     """Turn arrays into a dataset, or bring one made earlier up to date. See the module for names and shapes.
 
     Args:
         source: a file, or a folder with files.
         out_dir: the dataset to make or add to.
-        image_key, depth_key, intrinsics_key, normal_key: names of the arrays, where they are not the usual ones.
+        image_key, depth_key, intrinsics_key, normal_key: names of the arrays, where they are not the usual ones;
+            `depth_array` is another name of `depth_key`.
         intrinsics: the camera of all frames in pixels, "fx,fy,cx,cy" or a file, instead of an array.
-        kind, scale, invalid, baseline: what the values of depth mean, see `StoredDepth`.
-        depth_unit: metres a unit of the written depth; None where nobody knows.
-        name_prefix, label_type, max_depth, resolution: see `ImportSettings`.
         progress: called as `progress(done, total)`.
+        options: what every importer takes, see `ImportOptions`.
 
     Raises:
         DatasetError: no such file, no arrays in the folder, or no frame that could be imported.
@@ -95,20 +85,24 @@ def import_arrays(
         MissingDependencyError: h5py or zarr is needed and not installed.
     """
     source, out = check_folders(source, out_dir)
-    settings = ImportSettings(name_prefix, label_type, max_depth, resolution)
-    if depth_unit is not None and not (np.isfinite(depth_unit) and depth_unit > 0):
-        raise InputError("depth_unit", "must be a positive number of metres, or none", found=depth_unit)
+    settings = ImportSettings.of(options)
     base = source if source.is_dir() else source.parent
     camera = (
         intrinsics if isinstance(intrinsics, PixelIntrinsics | None) else parse_intrinsics(intrinsics, search_dir=base)
     )
-    keys = {"image": image_key, "depth": depth_key, "intrinsics": intrinsics_key, "normal": normal_key}
-    meaning = StoredDepth(source, kind=kind, scale=scale, invalid=tuple(invalid), baseline=baseline)
-    reading = _Reading(keys, camera, meaning, depth_unit)
-    options = {**keys, "intrinsics": camera, "kind": kind, "scale": scale, "invalid": invalid, "depth_unit": depth_unit}
+    values = settings.values
+    settings = replace(settings, values=replace(values, depth_array=None))
+    keys = {
+        "image": image_key,
+        "depth": depth_key or values.depth_array,
+        "intrinsics": intrinsics_key,
+        "normal": normal_key,
+    }
+    reading = _Reading(keys, camera)
+    how = {**keys, "intrinsics": camera}
     with contextlib.ExitStack() as stack:
         records = _records(source, _sources(source, out), reading, stack)
-        return run_import(IMPORTER, source, out, records, settings, options=options, progress=progress)
+        return run_import(IMPORTER, source, out, records, settings, options=how, progress=progress)
 
 
 @dataclass(frozen=True)
@@ -117,8 +111,6 @@ class _Reading:
 
     keys: dict[str, str | None]
     camera: PixelIntrinsics | None
-    meaning: StoredDepth
-    depth_unit: float | None
 
 
 def _sources(source: Path, out: Path) -> list[Path]:
@@ -204,17 +196,12 @@ class _Frames:
         return Record(
             name=name,
             image=Stored(*self._place(self.image_key, index, _to_rgb)),
-            depth=self._depth(index, reading.meaning),
+            depth=StoredDepth(*self._place(self.depth_key, index)),
             camera=camera,
             normal=None if self.normal_key is None else Stored(*self._place(self.normal_key, index)),
-            depth_unit=reading.depth_unit,
             extra_files=tuple(path for key in keys for path in self.arrays.files(key, index)),
             notes=notes,
         )
-
-    def _depth(self, index: int | None, meaning: StoredDepth) -> StoredDepth:
-        path, read, part = self._place(self.depth_key, index)
-        return replace(meaning, path=path, read=read, part=part)
 
     def _place(self, key: str, index: int | None, convert: _Convert | None = None) -> tuple[Path, Read, str]:
         """Path, reader and part of an array or of one of its frames."""

@@ -16,10 +16,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Unpack
 
 from moge_core.datasets.importers.arrays import read_pfm
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics, intrinsics_from_matrix
-from moge_core.datasets.importers.records import ImportSettings, Record, Resolution, Stored, StoredDepth, finding_of
+from moge_core.datasets.importers.records import ImportOptions, ImportSettings, Record, Stored, StoredDepth, finding_of
 from moge_core.datasets.importers.source_files import each_once, walk
 from moge_core.datasets.importers.writing import ImportReport, check_folders, run_import
 from moge_core.datasets.layout import Finding, Progress
@@ -33,11 +34,8 @@ def import_blendedmvs(
     source: str | Path,
     out_dir: str | Path,
     *,
-    name_prefix: str = "",
-    label_type: str = "sfm",
-    max_depth: float | None = None,
-    resolution: Resolution = "smaller",
     progress: Progress | None = None,
+    **options: Unpack[ImportOptions],
 ) -> ImportReport:
     """Turn BlendedMVS scenes into a dataset, or bring one made earlier up to date. See the module for the layout.
 
@@ -55,7 +53,7 @@ def import_blendedmvs(
     source, out = check_folders(source, out_dir)
     if not source.is_dir():
         raise DatasetError(source, "must be a folder with BlendedMVS scenes", found="a file")
-    settings = ImportSettings(name_prefix, label_type, max_depth, resolution)
+    settings = ImportSettings.of(options)
     return run_import(IMPORTER, source, out, _records(source), settings, progress=progress)
 
 

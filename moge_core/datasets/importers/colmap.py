@@ -19,7 +19,7 @@ import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +34,14 @@ from moge_core.datasets.importers.colmap_model import (
     read_images,
     read_points,
 )
-from moge_core.datasets.importers.records import ImportSettings, Record, Resolution, Stored, StoredDepth, StoredPoints
+from moge_core.datasets.importers.records import (
+    ImportOptions,
+    ImportSettings,
+    Record,
+    Stored,
+    StoredDepth,
+    StoredPoints,
+)
 from moge_core.datasets.importers.writing import ImportReport, check_folders, run_import
 from moge_core.datasets.layout import Finding, Progress
 from moge_core.errors import DatasetError, FormatError, InputError
@@ -52,11 +59,8 @@ def import_colmap(
     *,
     depth_type: DepthType = "auto",
     sparse_points: bool = False,
-    name_prefix: str = "",
-    label_type: str = "sfm",
-    max_depth: float | None = None,
-    resolution: Resolution = "smaller",
     progress: Progress | None = None,
+    **options: Unpack[ImportOptions],
 ) -> ImportReport:
     """Turn a COLMAP workspace into a dataset, or bring one made earlier up to date. See the module for the layout.
 
@@ -78,11 +82,11 @@ def import_colmap(
     source, out = check_folders(source, out_dir)
     if depth_type not in {"auto", "geometric", "photometric"}:
         raise InputError("depth_type", "must be auto, geometric or photometric", found=repr(depth_type))
-    settings = ImportSettings(name_prefix, label_type, max_depth, resolution)
-    options = {"depth_type": depth_type, "sparse_points": sparse_points}
+    settings = ImportSettings.of(options)
+    how = {"depth_type": depth_type, "sparse_points": sparse_points}
     kinds = ("geometric", "photometric") if depth_type == "auto" else (depth_type,)
     records = _records(source, out, kinds, sparse_points)
-    return run_import(IMPORTER, source, out, records, settings, options=options, progress=progress)
+    return run_import(IMPORTER, source, out, records, settings, options=how, progress=progress)
 
 
 def read_depth_map(path: str | Path) -> npt.NDArray[np.float32]:

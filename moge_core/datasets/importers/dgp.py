@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy.typing as npt
 
@@ -34,7 +34,7 @@ from moge_core.datasets.importers.lidar import (
     transform,
     with_stated_size,
 )
-from moge_core.datasets.importers.records import ImportSettings, Record, Resolution, Stored, finding_of
+from moge_core.datasets.importers.records import ImportOptions, ImportSettings, Record, Stored, finding_of
 from moge_core.datasets.importers.writing import ImportReport, check_folders, run_import
 from moge_core.datasets.layout import Finding, Progress
 from moge_core.errors import DatasetError, FormatError, InputError, MoGeError
@@ -50,11 +50,8 @@ def import_dgp(
     *,
     cameras: Sequence[str] | None = None,
     lidar: str | None = None,
-    name_prefix: str = "",
-    label_type: str = "lidar",
-    max_depth: float | None = None,
-    resolution: Resolution = "smaller",
     progress: Progress | None = None,
+    **options: Unpack[ImportOptions],
 ) -> ImportReport:
     """Make a dataset of scenes in DGP's layout, or bring one made earlier up to date.
 
@@ -63,15 +60,15 @@ def import_dgp(
         out_dir: the dataset to make or add to.
         cameras: by their names; by default all that have images here.
         lidar: by its name; by default the only one.
-        name_prefix, label_type, max_depth, resolution: see `ImportSettings`.
         progress: called as `progress(done, total)`.
+        options: what every importer takes, see `ImportOptions`.
 
     Raises:
         InputError: an option outside its domain, a camera or LiDAR that no scene has, or several LiDARs and no choice.
         DatasetError: no scene, or no frame that could be imported.
     """
     source, out = check_folders(source_dir, out_dir)
-    settings = ImportSettings(name_prefix, label_type, max_depth, resolution)
+    settings = ImportSettings.of(options, label_type="lidar")
     paths = folders_with(source, "scene_*.json")
     if not paths:
         raise DatasetError(source, "must hold a scene_*.json, or folders that do", found="none")
@@ -97,8 +94,8 @@ def import_dgp(
         for scene in scenes:
             yield from _records(scene, kept, lidar)
 
-    options = {"cameras": kept, "lidar": lidar}
-    return run_import(IMPORTER, source, out, records(), settings, options=options, notes=notes, progress=progress)
+    how = {"cameras": kept, "lidar": lidar}
+    return run_import(IMPORTER, source, out, records(), settings, options=how, notes=notes, progress=progress)
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,41 @@ import numpy as np
 import numpy.typing as npt
 
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics
-from moge_core.datasets.importers.records import ImportSettings, Record, Resolution, Stored, StoredDepth, StoredPoints
+from moge_core.datasets.importers.records import ImportSettings, Record, Stored, StoredDepth, StoredPoints
+from moge_core.datasets.importers.sizes import instance_size, is_same_shape, picked, resized
+from moge_core.datasets.importers.told import Told
 from moge_core.errors import InstanceError
 from moge_core.io.files import NamedBytes, read_bytes
 
-# Shapes of image and depth may differ by so much and still be one picture: 1296x968 and 640x480 of ScanNet do.
-_SHAPE_TOLERANCE = 0.015
 # A depth map holds ratios up to this, see `write_depth`.
 _MOST_RANGE = 1e5
 # Intrinsics of such small images cannot be told from normalised ones.
 _LEAST_SIDE_IN_PIXELS = 12
+
+
+@dataclass
+class Parts:
+    """What the files of a record hold, each part in its own size, on the way to a frame.
+
+    Attributes:
+        image: (H, W, 3) RGB.
+        jpeg: the bytes of the picture's file where they can be copied: they show `image` as it is.
+        stored: (h, w), depth as stored; None where the record has points.
+        meaning: what stored values mean; None where the record has points.
+        camera: of the image.
+        normal, mask, segmentation: see `Record`; each may have a size of its own.
+        told: what is to be told.
+    """
+
+    image: npt.NDArray[np.uint8]
+    jpeg: bytes | None
+    stored: npt.NDArray[Any] | None
+    meaning: StoredDepth | None
+    camera: PixelIntrinsics
+    normal: npt.NDArray[Any] | None
+    mask: npt.NDArray[Any] | None
+    segmentation: npt.NDArray[Any] | None
+    told: Told
 
 
 @dataclass
@@ -32,7 +57,7 @@ class Frame:
     normal: npt.NDArray[np.float32] | None
     mask: npt.NDArray[np.bool_] | None
     segmentation: npt.NDArray[Any] | None
-    notes: set[str]
+    told: Told
 
 
 def read_frame(record: Record, settings: ImportSettings) -> Frame:
@@ -41,24 +66,68 @@ def read_frame(record: Record, settings: ImportSettings) -> Frame:
     Raises:
         MoGeError: a file that cannot be read, parts of different shapes, impossible intrinsics.
     """
+    frame = _of_one_size(read_parts(record), record, settings)
+    if frame.mask is not None:
+        frame.depth = np.where(frame.mask, frame.depth, np.float32(np.nan))
+    if settings.max_depth is not None:
+        far = frame.depth * (record.depth_unit or 1.0) > settings.max_depth
+        frame.depth[far & np.isfinite(frame.depth)] = np.nan
+    frame.depth, num_cut = _within_range(frame.depth)
+    if num_cut:
+        frame.told.notes.add(
+            f"Some depth maps span more than {_MOST_RANGE:g} times their least depth, which no depth file holds; the"
+            " few outliers became unknown."
+        )
+    if settings.flip_y:
+        _flip(frame)
+    if not np.isfinite(frame.depth).any():
+        frame.told.notes.add("Some depth maps have no known pixel; `moge index` leaves them out.")
+    return frame
+
+
+def read_parts(record: Record) -> Parts:
+    """Decode the files of a record.
+
+    Raises:
+        MoGeError: a file that cannot be read, or holds something else.
+    """
     image, jpeg = _read_image(record.image)
-    stored = None if isinstance(record.depth, StoredPoints) else _read_stored(record.depth)
+    meaning = record.depth if isinstance(record.depth, StoredDepth) else None
+    stored = None if meaning is None else _read_stored(meaning)
+    told = Told(notes=set(record.notes), sizes={"images": (image.shape[1], image.shape[0])})
+    if stored is not None:
+        told.sizes["depth maps"] = (stored.shape[1], stored.shape[0])
+    return Parts(
+        image,
+        jpeg,
+        stored,
+        meaning,
+        record.camera,
+        None if record.normal is None else _read_map(record.normal, (3,), "normal map"),
+        None if record.mask is None else _read_map(record.mask, (), "mask"),
+        None if record.segmentation is None else _read_map(record.segmentation, (), "segmentation"),
+        told,
+    )
+
+
+def _of_one_size(parts: Parts, record: Record, settings: ImportSettings) -> Frame:
+    """Depth along z, and all parts in the size of the instance."""
+    from moge_core.datasets.importers.projection import metric_z
+
+    image, jpeg, stored, notes = parts.image, parts.jpeg, parts.stored, parts.told.notes
     image_size = (image.shape[1], image.shape[0])
     depth_size = image_size if stored is None else (stored.shape[1], stored.shape[0])
-    size = _instance_size(record, image_size, depth_size, settings.resolution)
-    intrinsics, notes = normalised_intrinsics(record.camera, *image_size)
-    notes.update(record.notes)
-
-    if isinstance(record.depth, StoredPoints):
+    size = instance_size(record, image_size, depth_size, settings.resolution)
+    intrinsics, remarks = normalised_intrinsics(parts.camera, *image_size)
+    notes.update(remarks)
+    if stored is None or parts.meaning is None:
+        assert isinstance(record.depth, StoredPoints)
         depth = _project(record.depth, intrinsics, *size)
     else:
-        from moge_core.datasets.importers.projection import metric_z
-
-        assert stored is not None
         # Pixels are picked before they are converted, so that a huge map beside a small image costs little.
-        rows, columns = (None, None) if depth_size == size else _picked(depth_size, size)
-        depth = metric_z(stored, record.depth, intrinsics, rows=rows, columns=columns)
-        if record.depth.scale is None and record.depth.kind in {"z", "ray"} and stored.dtype.kind in "iu":
+        rows, columns = (None, None) if depth_size == size else picked(depth_size, size)
+        depth = metric_z(stored, parts.meaning, intrinsics, rows=rows, columns=columns)
+        if parts.meaning.scale is None and parts.meaning.kind in {"z", "ray"} and stored.dtype.kind in "iu":
             notes.add("No scale was given for depth stored as integers; it was read as millimetres.")
     if image_size != size:
         from moge_core.io.opencv import cv2
@@ -67,31 +136,24 @@ def read_frame(record: Record, settings: ImportSettings) -> Frame:
         notes.add(f"Images of {image_size[0]}x{image_size[1]} were made {size[0]}x{size[1]}, the size of their depth.")
     if depth_size != size:
         notes.add(f"Depth of {depth_size[0]}x{depth_size[1]} was made {size[0]}x{size[1]} by nearest neighbour.")
-    normal = None if record.normal is None else _brought_to(record.normal, (3,), "normal map", size, notes)
-    mask = None if record.mask is None else _brought_to(record.mask, (), "mask", size, notes) > 0
-    segmentation = (
-        None if record.segmentation is None else _brought_to(record.segmentation, (), "segmentation", size, notes)
-    )
-    if mask is not None:
-        depth = np.where(mask, depth, np.float32(np.nan))
-    if settings.max_depth is not None:
-        depth[(depth * (record.depth_unit or 1.0) > settings.max_depth) & np.isfinite(depth)] = np.nan
-    depth, num_cut = _within_range(depth)
-    if num_cut:
-        notes.add(
-            f"Some depth maps span more than {_MOST_RANGE:g} times their least depth, which no depth file holds; the"
-            " few outliers became unknown."
-        )
-    if settings.flip_y:
-        jpeg = None
-        image, depth = np.ascontiguousarray(image[::-1]), np.ascontiguousarray(depth[::-1])
-        intrinsics[1, 2] = 1 - intrinsics[1, 2]
-        mask = None if mask is None else np.ascontiguousarray(mask[::-1])
-        segmentation = None if segmentation is None else np.ascontiguousarray(segmentation[::-1])
-        normal = None if normal is None else np.ascontiguousarray(normal[::-1] * np.array([1, -1, 1], normal.dtype))
-    if not np.isfinite(depth).any():
-        notes.add("Some depth maps have no known pixel; `moge index` leaves them out.")
-    return Frame(image, depth, intrinsics, jpeg, normal, mask, segmentation, notes)
+    normal = _brought_to(parts.normal, record.normal, "normal map", size, notes)
+    mask = _brought_to(parts.mask, record.mask, "mask", size, notes)
+    segmentation = _brought_to(parts.segmentation, record.segmentation, "segmentation", size, notes)
+    return Frame(image, depth, intrinsics, jpeg, normal, None if mask is None else mask > 0, segmentation, parts.told)
+
+
+def _flip(frame: Frame) -> None:
+    """Turn a frame upside down."""
+    frame.jpeg = None
+    frame.image = np.ascontiguousarray(frame.image[::-1])
+    frame.depth = np.ascontiguousarray(frame.depth[::-1])
+    frame.intrinsics[1, 2] = 1 - frame.intrinsics[1, 2]
+    if frame.mask is not None:
+        frame.mask = np.ascontiguousarray(frame.mask[::-1])
+    if frame.segmentation is not None:
+        frame.segmentation = np.ascontiguousarray(frame.segmentation[::-1])
+    if frame.normal is not None:
+        frame.normal = np.ascontiguousarray(frame.normal[::-1] * np.array([1, -1, 1], frame.normal.dtype))
 
 
 def normalised_intrinsics(camera: PixelIntrinsics, width: int, height: int) -> tuple[npt.NDArray[np.float64], set[str]]:
@@ -112,7 +174,7 @@ def normalised_intrinsics(camera: PixelIntrinsics, width: int, height: int) -> t
             fix="Multiply by the image size: fx * W, fy * H, cx * W - 0.5, cy * H - 0.5.",
         )
     if size != (width, height):
-        if not _same_shape((width, height), size):
+        if not is_same_shape((width, height), size):
             raise InstanceError(
                 "intrinsics",
                 f"must refer to images of the shape of these, {width}x{height}",
@@ -179,7 +241,7 @@ def _project(points: StoredPoints, intrinsics: npt.NDArray[np.float64], width: i
     return project_points(cloud, intrinsics, width, height, drop_hidden=points.drop_hidden, sensor=points.sensor)
 
 
-def _of_size(stored: Stored, channels: tuple[int, ...], what: str) -> npt.NDArray[Any]:
+def _read_map(stored: Stored, channels: tuple[int, ...], what: str) -> npt.NDArray[Any]:
     from moge_core.datasets.importers.arrays import read_array
 
     values = np.asarray((stored.read or read_array)(stored.path))
@@ -189,14 +251,15 @@ def _of_size(stored: Stored, channels: tuple[int, ...], what: str) -> npt.NDArra
 
 
 def _brought_to(
-    stored: Stored, channels: tuple[int, ...], what: str, size: tuple[int, int], notes: set[str]
-) -> npt.NDArray[Any]:
+    values: npt.NDArray[Any] | None, stored: Stored | None, what: str, size: tuple[int, int], notes: set[str]
+) -> npt.NDArray[Any] | None:
     """A further map of the frame, in the size of the instance."""
-    values = _of_size(stored, channels, what)
+    if values is None or stored is None:
+        return None
     own = (values.shape[1], values.shape[0])
     if own == size:
         return values
-    if not _same_shape(own, size):
+    if not is_same_shape(own, size):
         raise InstanceError(
             stored.path,
             f"a {what} must have the shape of the image",
@@ -204,47 +267,7 @@ def _brought_to(
             fix="Export it from the same frame, not transposed and not cropped.",
         )
     notes.add(f"A {what} of {own[0]}x{own[1]} was made {size[0]}x{size[1]} by nearest neighbour.")
-    return _resized(values, size)
-
-
-def _same_shape(first: tuple[int, int], second: tuple[int, int]) -> bool:
-    """Whether two sizes are of one picture: the same ratio of sides, or the same but for whole pixels."""
-    (width, height), (other_width, other_height) = max(first, second), min(first, second)
-    if abs((width * other_height) / (height * other_width) - 1) <= _SHAPE_TOLERANCE:
-        return True
-    off_width, off_height = other_width - width * other_height / height, other_height - height * other_width / width
-    return other_width < width and other_height < height and max(abs(off_width), abs(off_height)) < 1
-
-
-def _instance_size(
-    record: Record, image_size: tuple[int, int], depth_size: tuple[int, int], resolution: Resolution
-) -> tuple[int, int]:
-    if image_size == depth_size:
-        return image_size
-    (width, height), (depth_width, depth_height) = image_size, depth_size
-    if not _same_shape(image_size, depth_size):
-        raise InstanceError(
-            record.image.path,
-            "image and depth map must have the same size, or at least the same shape",
-            found=f"{width}x{height} and {depth_width}x{depth_height}",
-            fix="Use the depth maps registered to the colour camera, cropped like the images.",
-        )
-    if resolution == "smaller":
-        return min(image_size, depth_size)
-    return image_size if resolution == "image" else depth_size
-
-
-def _picked(own: tuple[int, int], size: tuple[int, int]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Rows and columns of the pixels nearest to those of another size."""
-    rows = ((np.arange(size[1]) + 0.5) * own[1] / size[1]).astype(np.int64)
-    columns = ((np.arange(size[0]) + 0.5) * own[0] / size[0]).astype(np.int64)
-    return rows, columns
-
-
-def _resized(values: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArray[Any]:
-    """Nearest neighbour: measured values are picked, never mixed."""
-    rows, columns = _picked((values.shape[1], values.shape[0]), size)
-    return np.ascontiguousarray(values[rows[:, None], columns])
+    return resized(values, size)
 
 
 def _within_range(depth: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], int]:

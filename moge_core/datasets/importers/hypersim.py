@@ -25,7 +25,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +33,7 @@ import numpy.typing as npt
 from moge_core.datasets.importers.arrays import read_hdf5
 from moge_core.datasets.importers.frames import normalised_intrinsics
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics
-from moge_core.datasets.importers.records import ImportSettings, Record, Resolution, Stored, StoredDepth
+from moge_core.datasets.importers.records import ImportOptions, ImportSettings, Record, Stored, StoredDepth
 from moge_core.datasets.importers.source_files import each_once, walk
 from moge_core.datasets.importers.writing import ImportReport, check_folders, run_import
 from moge_core.datasets.layout import Finding, Progress
@@ -58,11 +58,8 @@ def import_hypersim(
     out_dir: str | Path,
     *,
     camera_parameters: str | Path | None = None,
-    name_prefix: str = "",
-    label_type: str = "synthetic",
-    max_depth: float | None = None,
-    resolution: Resolution = "smaller",
     progress: Progress | None = None,
+    **options: Unpack[ImportOptions],
 ) -> ImportReport:
     """Turn Hypersim scenes into a dataset, or bring one made earlier up to date. See the module for the layout.
 
@@ -75,8 +72,8 @@ def import_hypersim(
         camera_parameters: the table of cameras; by default `metadata_camera_parameters.csv` in the source, where it is.
             Scenes that it does not have are read with 60 degrees. Scenes whose lens was tilted are read about the axis
             that is square to their image, see `read_camera_table`; those that are skewed are left out.
-        name_prefix, label_type, max_depth, resolution: see `ImportSettings`.
         progress: called as `progress(done, total)`.
+        options: what every importer takes, see `ImportOptions`.
 
     Raises:
         DatasetError: no such folder, no depth in it, or no frame that could be imported.
@@ -87,13 +84,11 @@ def import_hypersim(
     source, out = check_folders(source, out_dir)
     if not source.is_dir():
         raise DatasetError(source, "must be a folder with scenes like ai_001_001", found="a file")
-    settings = ImportSettings(name_prefix, label_type, max_depth, resolution)
+    settings = ImportSettings.of(options, label_type="synthetic")
     table = _camera_table(source, camera_parameters)
     cameras = {} if table is None else read_camera_table(table)
-    options = {"camera_parameters": None if table is None else table.name}
-    return run_import(
-        IMPORTER, source, out, _records(source, cameras, table), settings, options=options, progress=progress
-    )
+    how = {"camera_parameters": None if table is None else table.name}
+    return run_import(IMPORTER, source, out, _records(source, cameras, table), settings, options=how, progress=progress)
 
 
 def read_hypersim_depth(path: str | Path, intrinsics: PixelIntrinsics | None = None) -> npt.NDArray[np.float32]:

@@ -18,14 +18,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, Unpack, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics, intrinsics_from_matrix, parse_intrinsics
 from moge_core.datasets.importers.lidar import Transform, chosen, folders_with, read_float_rows, stored_sweep, transform
-from moge_core.datasets.importers.records import ImportSettings, Record, Resolution, Stored, StoredDepth, finding_of
+from moge_core.datasets.importers.records import ImportOptions, ImportSettings, Record, Stored, StoredDepth, finding_of
 from moge_core.datasets.importers.writing import ImportReport, check_folders, run_import
 from moge_core.datasets.layout import Finding, Progress
 from moge_core.errors import DatasetError, FormatError, InputError, MoGeError
@@ -51,11 +51,8 @@ def import_kitti(
     layout: Layout | None = None,
     cameras: Sequence[str] | None = None,
     images_dir: str | Path | None = None,
-    name_prefix: str = "",
-    label_type: str = "lidar",
-    max_depth: float | None = None,
-    resolution: Resolution = "smaller",
     progress: Progress | None = None,
+    **options: Unpack[ImportOptions],
 ) -> ImportReport:
     """Make a dataset of KITTI's recordings, or bring one made earlier up to date.
 
@@ -65,15 +62,15 @@ def import_kitti(
         layout: `object`, `raw` or `depth`; by default the one that is found.
         cameras: `image_02` and `image_03`; by default those that are there.
         images_dir: the raw recordings that belong to depth maps, where they are not in `source_dir`.
-        name_prefix, label_type, max_depth, resolution: see `ImportSettings`.
         progress: called as `progress(done, total)`.
+        options: what every importer takes, see `ImportOptions`.
 
     Raises:
         InputError: an option outside its domain, or a camera that is not there.
         DatasetError: no layout or several, or no frame that could be imported.
     """
     source, out = check_folders(source_dir, out_dir)
-    settings = ImportSettings(name_prefix, label_type, max_depth, resolution)
+    settings = ImportSettings.of(options, label_type="lidar")
     if layout is not None and layout not in LAYOUTS:
         raise InputError("layout", f"must be one of {', '.join(LAYOUTS)}", found=repr(layout))
     numbers = _camera_numbers(cameras)
@@ -98,8 +95,8 @@ def import_kitti(
         records = _raw_records(folders, numbers)
     else:
         records = _depth_records(source, folders, numbers, images)
-    options = {"layout": kind, "cameras": cameras and list(cameras), "images_dir": str(images)}
-    return run_import(IMPORTER, source, out, records, settings, options=options, progress=progress)
+    how = {"layout": kind, "cameras": cameras and list(cameras), "images_dir": str(images)}
+    return run_import(IMPORTER, source, out, records, settings, options=how, progress=progress)
 
 
 def _find(source: Path) -> dict[str, list[Path]]:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, Unpack
 
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics, intrinsics_from_matrix
 from moge_core.datasets.importers.lidar import (
@@ -31,7 +31,7 @@ from moge_core.datasets.importers.lidar import (
     transform,
     with_stated_size,
 )
-from moge_core.datasets.importers.records import ImportSettings, Record, Resolution, Stored, finding_of
+from moge_core.datasets.importers.records import ImportOptions, ImportSettings, Record, Stored, finding_of
 from moge_core.datasets.importers.writing import ImportReport, check_folders, run_import
 from moge_core.datasets.layout import Finding, Progress
 from moge_core.errors import DatasetError, FormatError, MoGeError
@@ -53,11 +53,8 @@ def import_nuscenes(
     version: str | None = None,
     cameras: Sequence[str] | None = None,
     lidar: str | None = None,
-    name_prefix: str = "",
-    label_type: str = "lidar",
-    max_depth: float | None = None,
-    resolution: Resolution = "smaller",
     progress: Progress | None = None,
+    **options: Unpack[ImportOptions],
 ) -> ImportReport:
     """Make a dataset of the key frames of nuScenes, or bring one made earlier up to date.
 
@@ -67,8 +64,8 @@ def import_nuscenes(
         version: name of the folder with the tables; by default the only one.
         cameras: by their channels; by default all.
         lidar: by its channel; by default LIDAR_TOP, or the only one.
-        name_prefix, label_type, max_depth, resolution: see `ImportSettings`.
         progress: called as `progress(done, total)`.
+        options: what every importer takes, see `ImportOptions`.
 
     Raises:
         InputError: an option outside its domain, or a channel that is not there.
@@ -76,16 +73,16 @@ def import_nuscenes(
         FormatError: a table that is none.
     """
     source, out = check_folders(source_dir, out_dir)
-    settings = ImportSettings(name_prefix, label_type, max_depth, resolution)
+    settings = ImportSettings.of(options, label_type="lidar")
     tables = _Tables.read(_tables_dir(source, version))
     there = {channel for frames in tables.samples.values() for channel in frames}
     kept = chosen(cameras, sorted(there & tables.cameras), "cameras")
     sweeps = sorted(there - tables.cameras)
     wanted = lidar or (_LIDAR if _LIDAR in sweeps or len(sweeps) != 1 else sweeps[0])
     (sweep,) = chosen([wanted], sweeps, "lidar")
-    options = {"tables": tables.folder.name, "cameras": kept, "lidar": sweep}
+    how = {"tables": tables.folder.name, "cameras": kept, "lidar": sweep}
     records = _records(source, tables, kept, sweep)
-    return run_import(IMPORTER, source, out, records, settings, options=options, progress=progress)
+    return run_import(IMPORTER, source, out, records, settings, options=how, progress=progress)
 
 
 def _tables_dir(source: Path, version: str | None) -> Path:

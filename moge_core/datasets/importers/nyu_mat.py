@@ -17,14 +17,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import numpy.typing as npt
 
 from moge_core.datasets.importers.arrays import read_hdf5, require
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics
-from moge_core.datasets.importers.records import ImportSettings, Record, Resolution, Stored, StoredDepth
+from moge_core.datasets.importers.records import ImportOptions, ImportSettings, Record, Stored, StoredDepth
 from moge_core.datasets.importers.writing import ImportReport, check_folders, run_import
 from moge_core.datasets.layout import Finding, Progress
 from moge_core.errors import DatasetError, FormatError
@@ -43,11 +43,8 @@ def import_nyu_mat(
     *,
     raw: bool = False,
     labels: bool = False,
-    name_prefix: str = "",
-    label_type: str = "sfm",
-    max_depth: float | None = None,
-    resolution: Resolution = "smaller",
     progress: Progress | None = None,
+    **options: Unpack[ImportOptions],
 ) -> ImportReport:
     """Turn the labelled NYU frames into a dataset, or bring one made earlier up to date. See the module for the file.
 
@@ -56,8 +53,8 @@ def import_nyu_mat(
         out_dir: the dataset to make or add to.
         raw: take depth as it was measured, with its holes, instead of the map that was filled in.
         labels: write the object classes as segmentation.
-        name_prefix, label_type, max_depth, resolution: see `ImportSettings`.
         progress: called as `progress(done, total)`.
+        options: what every importer takes, see `ImportOptions`.
 
     Raises:
         DatasetError: no such file, or no frame that could be imported.
@@ -69,7 +66,7 @@ def import_nyu_mat(
     path = source / FILE_NAME if source.is_dir() else source
     if not path.is_file():
         raise DatasetError(source, f"must hold {FILE_NAME}", found="no such file")
-    settings = ImportSettings(name_prefix, label_type, max_depth, resolution)
+    settings = ImportSettings.of(options)
     depth_key = "rawDepths" if raw else "depths"
     count, names = _contents(path, depth_key, with_labels=labels)
     notes = [] if raw else ["Holes of the sensor were filled in by the publisher; --raw takes what was measured."]

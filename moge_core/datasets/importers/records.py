@@ -12,7 +12,7 @@ A frame that cannot become an instance is yielded as a `Finding` instead, so tha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -20,13 +20,17 @@ import numpy as np
 import numpy.typing as npt
 
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics
+from moge_core.datasets.importers.vocabulary import DEPTH_KINDS, DepthKind, Encoding, GivenValues, ValueOptions
 from moge_core.datasets.layout import STATE_DIR, Finding
 from moge_core.errors import InputError, MoGeError
 
-DepthKind: TypeAlias = Literal["z", "ray", "disparity", "inverse"]
-DEPTH_KINDS: tuple[str, ...] = get_args(DepthKind)
-
 Resolution: TypeAlias = Literal["smaller", "image", "depth"]
+NormalAxes: TypeAlias = Literal["opencv", "opengl", "world", "world-opengl"]
+Orientation: TypeAlias = Literal["auto", "stored", "upright"]
+Distortion: TypeAlias = Literal["undistort", "ignore"]
+
+LATER: Mapping[str, bool] = {"later": True}
+"""Metadata of a field that came after datasets had been imported: at its default it is no part of a digest."""
 
 Read: TypeAlias = Callable[[Path], npt.NDArray[Any]]
 
@@ -59,6 +63,11 @@ class StoredDepth(Stored):
         far_from: stored z or ray values from here on are infinitely far; None where the file says so by +Inf.
         baseline: metres between the cameras of a disparity. Without it the depth has no unit.
         doffs: pixels between the principal points, added to a disparity (Middlebury's name).
+        offset: subtracted from a value before it is divided by the scale.
+        encoding: how numbers are stored, see `vocabulary.WORDS`.
+        infinite: stored values that mean infinitely far.
+        infinite_from: metres of z from which depth is infinitely far.
+        depth_array: name of the array or channel, in files that hold several.
     """
 
     kind: DepthKind = "z"
@@ -67,6 +76,11 @@ class StoredDepth(Stored):
     far_from: float | None = None
     baseline: float | None = None
     doffs: float = 0.0
+    offset: float = field(default=0.0, metadata=LATER)
+    encoding: Encoding = field(default="linear", metadata=LATER)
+    infinite: tuple[float, ...] = field(default=(), metadata=LATER)
+    infinite_from: float | None = field(default=None, metadata=LATER)
+    depth_array: str | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
         """Refuse what no depth map can be.
@@ -76,12 +90,13 @@ class StoredDepth(Stored):
         """
         if self.kind not in DEPTH_KINDS:
             raise InputError("kind", f"must be one of {', '.join(DEPTH_KINDS)}", found=repr(self.kind))
-        for name in ("scale", "far_from", "baseline"):
+        for name in ("scale", "far_from", "baseline", "infinite_from"):
             value = getattr(self, name)
             if value is not None and not (np.isfinite(value) and value > 0):
                 raise InputError(name, "must be a positive number", found=value)
-        if not np.isfinite(self.doffs):
-            raise InputError("doffs", "must be a finite number of pixels", found=self.doffs)
+        for name in ("doffs", "offset"):
+            if not np.isfinite(getattr(self, name)):
+                raise InputError(name, "must be a finite number", found=getattr(self, name))
         if self.kind != "disparity" and (self.baseline is not None or self.doffs):
             raise InputError("baseline and doffs", "belong to the kind disparity", found=f"kind {self.kind}")
 
@@ -114,8 +129,10 @@ class Record:
         segmentation: (H, W) integer ids.
         labels: names of the segmentation's ids, {name: id}.
         depth_unit: metres a unit of the written depth; None where nobody knows (scale-free reconstructions).
+        unit_is_said: whether the unit is what a user said, and not what is usual.
         extra_files: other files that the record was made from, such as calibrations.
         notes: what a person should know about how this frame was read.
+        pose: camera-to-world (4, 4) in OpenCV axes and metres, row by row, where the source tells it.
     """
 
     name: str
@@ -129,14 +146,19 @@ class Record:
     depth_unit: float | None = 1.0
     extra_files: tuple[Path, ...] = field(default=(), repr=False)
     notes: tuple[str, ...] = field(default=(), repr=False)
+    unit_is_said: bool = field(default=False, repr=False)
+    pose: tuple[float, ...] | None = field(default=None, repr=False)
 
     @property
     def is_metric(self) -> bool:
-        """Whether the written depth has a unit: a disparity without a baseline has none."""
-        no_baseline = (
-            isinstance(self.depth, StoredDepth) and self.depth.kind == "disparity" and self.depth.baseline is None
-        )
-        return self.depth_unit is not None and not no_baseline
+        """Whether the written depth has a unit.
+
+        A disparity without a baseline has none, nor has inverse depth without a scale, unless its user says so.
+        """
+        if self.depth_unit is None or self.unit_is_said or not isinstance(self.depth, StoredDepth):
+            return self.depth_unit is not None
+        unknown = {"disparity": self.depth.baseline, "inverse": self.depth.scale}
+        return unknown.get(self.depth.kind, 1.0) is not None
 
     def parts(self) -> Iterator[tuple[str, Stored]]:
         """Every stored part with its name."""
@@ -150,6 +172,19 @@ class Record:
         return list(dict.fromkeys([*(part.path for _, part in self.parts()), *self.extra_files]))
 
 
+class ImportOptions(ValueOptions, total=False):
+    """Keyword arguments of every importer; see `ImportSettings` and `vocabulary.WORDS`."""
+
+    name_prefix: str
+    label_type: str
+    max_depth: float | None
+    resolution: Resolution
+    normal_axes: NormalAxes
+    orientation: Orientation
+    distortion: Distortion
+    depth_at: tuple[int, int] | None
+
+
 @dataclass(frozen=True)
 class ImportSettings:
     """What is asked of every importer; a change of those that alter instances makes them anew.
@@ -161,6 +196,14 @@ class ImportSettings:
         resolution: where image and depth differ in size, the size of the instance: of the `smaller` of the two, of
             the `image` (depth is repeated, nothing is interpolated) or of the `depth` map.
         flip_y: turn image and depth upside down.
+        normal_axes: axes of normal maps: `opencv` (x right, y down, z forward), `opengl` (x right, y up, z backward),
+            both of the camera, or of the world (`world`, `world-opengl`), which needs poses.
+        orientation: which picture depth and camera belong to where the image carries an EXIF orientation: the `stored`
+            pixels, the `upright` picture, or the one that fits (`auto`).
+        distortion: `undistort` pictures whose camera has distortion, or `ignore` it, as for pictures that were
+            undistorted already.
+        depth_at: where the first pixel of the depth map lies in the image, (column, row), if depth is a crop of it.
+        values: what the user says of stored values.
     """
 
     name_prefix: str = ""
@@ -168,6 +211,29 @@ class ImportSettings:
     max_depth: float | None = None
     resolution: Resolution = "smaller"
     flip_y: bool = False
+    normal_axes: NormalAxes = field(default="opencv", metadata=LATER)
+    orientation: Orientation = field(default="auto", metadata=LATER)
+    distortion: Distortion = field(default="undistort", metadata=LATER)
+    depth_at: tuple[int, int] | None = field(default=None, metadata=LATER)
+    values: GivenValues = field(default_factory=GivenValues, metadata=LATER)
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], *, label_type: str = "sfm", flip_y: bool = False) -> ImportSettings:
+        """From the keyword arguments of an importer, `ImportOptions`.
+
+        Args:
+            options: the keyword arguments.
+            label_type: where they say none.
+            flip_y: see the attribute.
+
+        Raises:
+            InputError: naming the option.
+        """
+        own = {name: value for name, value in options.items() if name not in ValueOptions.__annotations__}
+        unknown = sorted(own.keys() - ImportOptions.__annotations__.keys())
+        if unknown:
+            raise InputError(unknown[0], "is no option of this importer", found=repr(options[unknown[0]]))
+        return cls(**{"label_type": label_type, "flip_y": flip_y, **own, "values": GivenValues.of(options)})
 
     def __post_init__(self) -> None:
         """Refuse what no import can do.
@@ -177,12 +243,39 @@ class ImportSettings:
         """
         if self.max_depth is not None and not self.max_depth > 0:
             raise InputError("max_depth", "must be positive, in metres", found=self.max_depth)
-        if self.resolution not in {"smaller", "image", "depth"}:
-            raise InputError("resolution", "must be smaller, image or depth", found=repr(self.resolution))
+        for name, choices in (
+            ("resolution", Resolution),
+            ("normal_axes", NormalAxes),
+            ("orientation", Orientation),
+            ("distortion", Distortion),
+        ):
+            known, value = get_args(choices), getattr(self, name)
+            if value not in known:
+                raise InputError(name, f"must be one of {', '.join(known)}", found=repr(value))
+        if self.depth_at is not None and min(self.depth_at) < 0:
+            raise InputError("depth_at", "must be a column and a row of the image", found=self.depth_at)
         path = PurePosixPath(self.name_prefix)
         unsafe = path.is_absolute() or ".." in path.parts or "\\" in self.name_prefix
         if unsafe or path.parts[:1] == (STATE_DIR,):
             raise InputError("name_prefix", "must keep instances inside the dataset", found=repr(self.name_prefix))
+
+
+def described(value: Any) -> str:
+    """As a dataclass shows itself, without what came later and is at its default: equal settings look as they did."""
+    kept = [one.name for one in fields(value) if one.repr and not _is_later_default(value, one)]
+    shown = [f"{name}={getattr(value, name)!r}" for name in kept]
+    return f"{type(value).__name__}({', '.join(shown)})"
+
+
+def described_items(part: Stored) -> list[tuple[str, Any]]:
+    """What values of a part mean, by name, without files and without what came later and is at its default."""
+    named = sorted((one for one in fields(part) if one.name not in {"path", "read"}), key=lambda one: one.name)
+    return [(one.name, getattr(part, one.name)) for one in named if not _is_later_default(part, one)]
+
+
+def _is_later_default(value: Any, one: Field[Any]) -> bool:
+    default = one.default if one.default_factory is MISSING else one.default_factory()
+    return bool(one.metadata.get("later")) and getattr(value, one.name) == default
 
 
 def finding_of(name: str, error: MoGeError | OSError, consequence: str = "") -> Finding:

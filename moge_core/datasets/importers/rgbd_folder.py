@@ -13,13 +13,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Unpack
 
 import numpy as np
 
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics, parse_intrinsics
 from moge_core.datasets.importers.pairing import pair_by_frame
-from moge_core.datasets.importers.records import ImportSettings, Record, Resolution, Stored, StoredDepth, finding_of
+from moge_core.datasets.importers.records import ImportOptions, ImportSettings, Record, Stored, StoredDepth, finding_of
 from moge_core.datasets.importers.source_files import INTEGER_SUFFIXES, find_sources
+from moge_core.datasets.importers.vocabulary import scaled
 from moge_core.datasets.importers.writing import ImportReport, check_folders, run_import
 from moge_core.datasets.layout import Finding, Progress
 from moge_core.errors import DatasetError, InputError, MoGeError
@@ -36,7 +38,7 @@ class Preset:
     depth_scale: float | None = None
     image_glob: str | None = None
     depth_glob: str | None = None
-    invalid: tuple[int, ...] = ()
+    invalid: tuple[float, ...] = ()
 
 
 PRESETS: Mapping[str, Preset] = {
@@ -65,13 +67,9 @@ def import_rgbd_folder(
     image_glob: str | None = None,
     depth_glob: str | None = None,
     intrinsics_size: tuple[int, int] | None = None,
-    invalid: Sequence[int] = (0,),
-    max_depth: float | None = None,
-    name_prefix: str = "",
     flip_y: bool = False,
-    label_type: str = "sfm",
-    resolution: Resolution = "smaller",
     progress: Progress | None = None,
+    **options: Unpack[ImportOptions],
 ) -> ImportReport:
     """Turn a folder of images and depth maps into a dataset, or bring one made earlier up to date.
 
@@ -81,19 +79,15 @@ def import_rgbd_folder(
         intrinsics: in pixels: "fx,fy,cx,cy" or a file of all frames, see `parse_intrinsics`; or a pattern of files, one
             a frame. A negative fy is taken as |fy|: it speaks of y axes that point up, while image and depth are as
             people see them.
-        depth_scale: stored units a metre: depth in metres is value / depth_scale (TUM 5000, millimetres 1000). Files of
-            floats are in metres where it is not given.
+        depth_scale: another name of `scale`, stored units a metre: depth in metres is value / depth_scale (TUM 5000,
+            millimetres 1000). Files of floats are in metres where it is not given.
         preset: a known source that answers what is not given, see `PRESETS`.
         image_glob, depth_glob: which files are images and depth maps, relative to `source_dir`. By default every
             16-bit grey PNG or PGM is a depth map and every other picture an image.
         intrinsics_size: (width, height) that the intrinsics refer to, where that is not the images' size.
-        invalid: stored values that mean unknown. 0 always does, because no depth is 0.
-        max_depth: metres beyond which depth becomes unknown.
-        name_prefix: put before the path of every instance, so that several sources fit into one dataset.
         flip_y: turn image and depth upside down, and the principal point with them.
-        label_type: loss set of the training configuration.
-        resolution: size of instances whose image and depth differ in size, see `ImportSettings`.
         progress: called as `progress(done, total)`.
+        options: what every importer takes, see `ImportOptions`.
 
     Raises:
         InputError: an option outside its domain, or one that is needed and not given.
@@ -103,18 +97,25 @@ def import_rgbd_folder(
     source, out = check_folders(source_dir, out_dir)
     if not source.is_dir():
         raise DatasetError(source_dir, "must be a folder with images and depth maps", found="a file")
-    settings = ImportSettings(name_prefix, label_type, max_depth, resolution, flip_y)
+    settings = ImportSettings.of(scaled(options, "depth_scale", depth_scale), flip_y=flip_y)
     known = _preset(preset)
     reading = _Reading.of(
         source,
         intrinsics if intrinsics is not None else known.intrinsics,
         intrinsics_size or (known.intrinsics_size if intrinsics is None else None),
-        depth_scale if depth_scale is not None else known.depth_scale,
-        (*invalid, *known.invalid),
+        known.depth_scale if settings.values.scale is None else settings.values.scale,
+        (*settings.values.invalid, *known.invalid),
         flip_y=flip_y,
     )
+    # Those that a preset knows and those that the user named are one set.
+    settings = replace(settings, values=replace(settings.values, invalid=()))
     images, depths = find_sources(source, image_glob or known.image_glob, depth_glob or known.depth_glob, exclude=out)
-    if reading.depth_scale is None and any(path.suffix.lower() in INTEGER_SUFFIXES for path in depths):
+    given = settings.values
+    is_linear = given.encoding in {None, "linear"}
+    holds_integers = [path.suffix.lower() in INTEGER_SUFFIXES for path in depths]
+    if is_linear and all(holds_integers) and any(not 0 <= value <= 65535 for value in reading.invalid):
+        raise InputError("invalid", "must be stored values of 16 bits, 0 to 65535", found=list(reading.invalid))
+    if reading.depth_scale is None and is_linear and given.kind in {None, "z", "ray"} and any(holds_integers):
         raise InputError(
             "depth_scale",
             "must say how many stored units a metre has, because the depth is stored as integers",
@@ -150,19 +151,13 @@ class _Reading:
         intrinsics: str | Path | PixelIntrinsics | None,
         size: tuple[int, int] | None,
         depth_scale: float | None,
-        invalid: Sequence[int],
+        invalid: Sequence[float],
         *,
         flip_y: bool,
     ) -> _Reading:
         notes: list[str] = []
         if intrinsics is None:
             raise InputError("intrinsics", "must be the four numbers fx,fy,cx,cy, a file, or a preset that knows them")
-        if depth_scale is not None and not (np.isfinite(depth_scale) and depth_scale > 0):
-            raise InputError(
-                "depth_scale", "must be positive: depth in metres is value / depth_scale", found=depth_scale
-            )
-        if any(not 0 <= value <= 65535 for value in invalid):
-            raise InputError("invalid", "must be stored values of 16 bits, 0 to 65535", found=list(invalid))
         if size is not None and min(size) < 1:
             raise InputError("intrinsics_size", "must be a width and a height in pixels", found=size)
         values = tuple(sorted({float(value) for value in invalid} - {0.0}))

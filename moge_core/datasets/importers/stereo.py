@@ -20,7 +20,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, Unpack, get_args
 
 import numpy.typing as npt
 
@@ -29,8 +29,9 @@ from moge_core.datasets.importers.intrinsics import PixelIntrinsics, intrinsics_
 from moge_core.datasets.importers.kitti import files_by_stem, numbers_of, read_calibration
 from moge_core.datasets.importers.lidar import folders_with
 from moge_core.datasets.importers.pairing import pair_by_frame
-from moge_core.datasets.importers.records import ImportSettings, Record, Resolution, Stored, StoredDepth, finding_of
+from moge_core.datasets.importers.records import ImportOptions, ImportSettings, Record, Stored, StoredDepth, finding_of
 from moge_core.datasets.importers.source_files import find_sources
+from moge_core.datasets.importers.vocabulary import GivenValues, scaled
 from moge_core.datasets.importers.writing import ImportReport, check_folders, run_import
 from moge_core.datasets.layout import Finding, Progress
 from moge_core.errors import DatasetError, FormatError, InputError, MoGeError
@@ -63,16 +64,10 @@ def import_stereo(
     disparity: str | None = None,
     intrinsics: str | Path | PixelIntrinsics | None = None,
     intrinsics_size: tuple[int, int] | None = None,
-    baseline: float | None = None,
-    doffs: float | None = None,
     disparity_scale: float | None = None,
-    invalid: Sequence[float] = (),
     calib_dir: str | Path | None = None,
-    name_prefix: str = "",
-    label_type: str = "sfm",
-    max_depth: float | None = None,
-    resolution: Resolution = "smaller",
     progress: Progress | None = None,
+    **options: Unpack[ImportOptions],
 ) -> ImportReport:
     """Make a dataset of left pictures and their disparity, or bring one made earlier up to date.
 
@@ -84,13 +79,10 @@ def import_stereo(
             source. They are paired by the frame numbers or names that both carry.
         intrinsics: for `plain`, of the left camera in pixels: "fx,fy,cx,cy" or a file, see `parse_intrinsics`.
         intrinsics_size: (width, height) that they refer to, where that is not the pictures' size.
-        baseline: metres between the cameras; goes before what a calibration says. Without one the depth has no unit.
-        doffs: pixels of the disparity map to add to a disparity; goes before what a calibration says.
-        disparity_scale: for `plain`, stored units a pixel; by default 1.
-        invalid: for `plain`, stored values that mean unknown, besides 0 and what is not finite.
+        disparity_scale: another name of `scale`, stored units a pixel.
         calib_dir: KITTI's calibrations, one file a frame, where they do not lie beside the pictures.
-        name_prefix, label_type, max_depth, resolution: see `ImportSettings`.
         progress: called as `progress(done, total)`.
+        options: what every importer takes, see `ImportOptions`.
 
     Raises:
         InputError: an option outside its domain, or one that is needed and not given.
@@ -98,37 +90,28 @@ def import_stereo(
         FormatError: a file of intrinsics that holds none.
     """
     source, out = check_folders(source_dir, out_dir)
-    settings = ImportSettings(name_prefix, label_type, max_depth, resolution)
+    settings = ImportSettings.of(scaled(options, "disparity_scale", disparity_scale))
     if layout is not None and layout not in LAYOUTS:
         raise InputError("layout", f"must be one of {', '.join(LAYOUTS)}", found=repr(layout))
-    if baseline is not None and not (math.isfinite(baseline) and baseline > 0):
-        raise InputError("baseline", "must be positive, in metres", found=baseline)
     scenes = sorted({path.parent for name in _IMAGE_NAMES for path in folders_with(source, name)})
     kitti = _kitti_folders(source)
     kind = layout or ("plain" if left is not None or disparity is not None else _found(source, scenes, kitti))
     notes: list[str] = []
     if kind == "middlebury":
-        records = _scene_records(source, scenes, baseline, doffs)
+        records = _scene_records(source, scenes, settings.values)
     elif kind == "kitti":
-        records = _kitti_records(source, kitti, None if calib_dir is None else Path(calib_dir), baseline)
+        records = _kitti_records(source, kitti, None if calib_dir is None else Path(calib_dir))
     else:
         images, depths = find_sources(source, _needed(left, "left"), _needed(disparity, "disparity"), exclude=out)
         if intrinsics is None:
             raise InputError("intrinsics", "must be given for the layout plain: left, disparity and intrinsics")
         camera = _camera(source, intrinsics, intrinsics_size)
-        plain = StoredDepth(
-            source,
-            kind="disparity",
-            scale=disparity_scale,
-            invalid=(math.inf, *invalid),
-            baseline=baseline,
-            doffs=doffs or 0.0,
-        )
+        plain = StoredDepth(source, kind="disparity", invalid=(math.inf,))
         records = _plain_records(source, images, depths, camera, plain)
-        if baseline is None:
+        if settings.values.baseline is None:
             notes.append("Without --baseline the depth has no unit.")
-    options = {"layout": kind, "baseline": baseline, "doffs": doffs, "disparity_scale": disparity_scale}
-    return run_import(IMPORTER, source, out, records, settings, options=options, notes=notes, progress=progress)
+    how = {"layout": kind}
+    return run_import(IMPORTER, source, out, records, settings, options=how, notes=notes, progress=progress)
 
 
 def _found(source: Path, scenes: Sequence[Path], kitti: Sequence[Path]) -> str:
@@ -149,7 +132,7 @@ def _needed(pattern: str | None, option: str) -> str:
     return pattern
 
 
-def _scene_records(source: Path, scenes: Sequence[Path], baseline: float | None, doffs: float | None) -> Frames:
+def _scene_records(source: Path, scenes: Sequence[Path], given: GivenValues) -> Frames:
     for scene in scenes:
         name = scene.name if scene == source else scene.relative_to(source).as_posix()
         image = next(scene / file for file in _IMAGE_NAMES if (scene / file).is_file())
@@ -161,7 +144,7 @@ def _scene_records(source: Path, scenes: Sequence[Path], baseline: float | None,
         path = scene / "calib.txt"
         try:
             camera, own_baseline, own_doffs, notes = _read_calib(path)
-            if doffs is None and camera.size is not None:
+            if given.doffs is None and camera.size is not None:
                 own_doffs *= pfm_size(disparity)[0] / camera.size[0]
         except (MoGeError, OSError) as error:
             yield finding_of(name, error)
@@ -170,8 +153,8 @@ def _scene_records(source: Path, scenes: Sequence[Path], baseline: float | None,
             disparity,
             kind="disparity",
             invalid=(math.inf,),
-            baseline=own_baseline if baseline is None else baseline,
-            doffs=own_doffs if doffs is None else doffs,
+            baseline=own_baseline,
+            doffs=own_doffs,
         )
         # Zero where nothing was measured. What only the left camera sees is grey there, and measured.
         mask = _first(scene, _MASK_NAMES)
@@ -208,7 +191,7 @@ def _kitti_folders(source: Path) -> list[Path]:
     return sorted({path.parent for name in names for path in folders_with(source, name)})
 
 
-def _kitti_records(source: Path, folders: Sequence[Path], calib_dir: Path | None, baseline: float | None) -> Frames:
+def _kitti_records(source: Path, folders: Sequence[Path], calib_dir: Path | None) -> Frames:
     for folder in folders:
         place = folder.name if folder == source else folder.relative_to(source).as_posix()
         for image_dir, cameras, disparity_dirs in _KITTI_FOLDERS:
@@ -220,9 +203,7 @@ def _kitti_records(source: Path, folders: Sequence[Path], calib_dir: Path | None
                 where = f"{place}/{disparities.name}/{stem}.png"
                 yield Finding(where, "paired", "warning", f"{image_dir} has no such picture", "Add it, or ignore it.")
             for stem in sorted(images.keys() & maps.keys()):
-                yield _kitti_record(
-                    f"{place}/{image_dir}/{stem}", folder, images[stem], maps[stem], cameras, calib_dir, baseline
-                )
+                yield _kitti_record(f"{place}/{image_dir}/{stem}", folder, images[stem], maps[stem], cameras, calib_dir)
             break
         else:
             yield Finding(
@@ -237,7 +218,6 @@ def _kitti_record(
     disparity: Path,
     cameras: tuple[int, int],
     calib_dir: Path | None,
-    baseline: float | None,
 ) -> Record | Finding:
     # Pictures are 000000_10 (with disparity) and 000000_11 (the next moment); a calibration is for both.
     file = f"{image.stem.split('_')[0]}.txt"
@@ -249,7 +229,7 @@ def _kitti_record(
         P, other = (numbers_of(calibration, form.format(n), 12, path).reshape(3, 4) for n in cameras)
         camera = intrinsics_from_matrix(P[:, :3], path)
         apart = float(P[0, 3] - other[0, 3]) / camera.fx
-        depth = StoredDepth(disparity, kind="disparity", scale=_KITTI_SCALE, baseline=baseline or apart)
+        depth = StoredDepth(disparity, kind="disparity", scale=_KITTI_SCALE, baseline=apart)
     except (MoGeError, OSError) as error:
         return finding_of(name, error)
     return Record(name, Stored(image), depth, camera, extra_files=(path,))

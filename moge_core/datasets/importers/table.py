@@ -7,10 +7,10 @@ CSV (commas, semicolons or tabs) with the columns in its first line, or JSONL, o
 the table's folder. What may stand there besides:
 
     width height          size that the intrinsics refer to, where that is not the image's
-    scale                 stored units a metre (a pixel for disparities); by default 1000 for integers and 1 for floats
-    invalid               stored values that mean unknown, separated by blanks; inf and nan are numbers here
-    kind                  z (default), ray, disparity or inverse
-    baseline doffs        of a disparity: metres, and pixels that are added to it
+    kind scale offset encoding invalid infinite infinite_from depth_unit depth_array baseline doffs
+                          what stored values mean, as the options of all importers say it, see `vocabulary`; what a
+                          row leaves empty is as the options say, and else: z, 1000 units a metre for integers and 1
+                          for floats, in metres
     normal                PNG as the dataset has it, or NPY or NPZ (H, W, 3) in OpenCV axes
     mask                  PNG or array; where it is zero the depth is unknown
     segmentation          PNG of ids, with names where it has the text field `labels`, or an array
@@ -25,14 +25,15 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, cast
+from typing import Any, Unpack
 
 import numpy as np
 import numpy.typing as npt
 
 from moge_core.datasets.importers.arrays import read_array
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics, intrinsics_from_matrix
-from moge_core.datasets.importers.records import DepthKind, ImportSettings, Record, Resolution, Stored, StoredDepth
+from moge_core.datasets.importers.records import ImportOptions, ImportSettings, Record, Stored, StoredDepth
+from moge_core.datasets.importers.vocabulary import WORDS, GivenValues, Word, parse_unit
 from moge_core.datasets.importers.writing import ImportReport, check_folders, run_import
 from moge_core.datasets.layout import Finding, Progress, is_instance_path
 from moge_core.errors import FormatError, MoGeError
@@ -45,11 +46,7 @@ NEEDED = ("name", "image", "depth", "fx", "fy", "cx", "cy")
 OPTIONAL = (
     "width",
     "height",
-    "scale",
-    "invalid",
-    "kind",
-    "baseline",
-    "doffs",
+    *(word.name for word in WORDS),
     "normal",
     "mask",
     "segmentation",
@@ -63,19 +60,16 @@ def import_table(
     source: str | Path,
     out_dir: str | Path,
     *,
-    name_prefix: str = "",
-    label_type: str = "sfm",
-    max_depth: float | None = None,
-    resolution: Resolution = "smaller",
     progress: Progress | None = None,
+    **options: Unpack[ImportOptions],
 ) -> ImportReport:
     """Make a dataset of the frames of a table, or bring one made earlier up to date.
 
     Args:
         source: the table, see above.
         out_dir: the dataset to make or add to.
-        name_prefix, label_type, max_depth, resolution: see `ImportSettings`.
         progress: called as `progress(done, total)`.
+        options: what every importer takes, see `ImportOptions`.
 
     Raises:
         InputError: an option outside its domain.
@@ -83,7 +77,7 @@ def import_table(
         DatasetError: no such file, or no row that could be imported.
     """
     path, out = check_folders(source, out_dir)
-    settings = ImportSettings(name_prefix, label_type, max_depth, resolution)
+    settings = ImportSettings.of(options)
     # Two passes, so that a table of a million rows is never held: the first looks at the columns.
     table = _Table.read(path)
     columns: dict[str, None] = {}
@@ -104,8 +98,9 @@ def import_table(
         IMPORTER,
         path,
         out,
-        _records(path, table.rows()),
-        settings,
+        _records(path, table.rows(), settings.values),
+        # What is said of values is in the rows' records already.
+        replace(settings, values=GivenValues()),
         notes=notes,
         identity=path.name,
         total=num_rows,
@@ -201,7 +196,7 @@ def _csv_rows(text: str, path: Path, delimiters: str) -> Iterator[_Row]:
         yield _Row(0, 1, dict.fromkeys(columns or (), ""), "a table without rows")
 
 
-def _records(path: Path, rows: Iterable[_Row]) -> Iterator[Record | Finding]:
+def _records(path: Path, rows: Iterable[_Row], given: GivenValues) -> Iterator[Record | Finding]:
     first: dict[str, int] = {}
     for row in rows:
         where = f"{path.name} row {row.number} (line {row.line})"
@@ -214,7 +209,7 @@ def _records(path: Path, rows: Iterable[_Row]) -> Iterator[Record | Finding]:
                 rule = f"must have a name of its own; row {first[name]} is {name!r} too"
                 raise FormatError(where, rule, fix="Give each row a name of its own.")
             first[name] = row.number
-            yield _record(path, name, row.values, where)
+            yield _record(path, name, row.values, where, given)
         except MoGeError as error:
             evidence = f"{error.where}: {error.rule}" if error.where != where else error.rule
             evidence += f"; found {error.found}" if error.found else ""
@@ -233,23 +228,15 @@ def _name(values: Mapping[str, Any], where: str) -> str:
     return PurePosixPath(name).as_posix()
 
 
-def _record(path: Path, name: str, values: Mapping[str, Any], where: str) -> Record:
+def _record(path: Path, name: str, values: Mapping[str, Any], where: str, given: GivenValues) -> Record:
     camera, notes = _camera(values, where)
-    kind = str(values.get("kind") or "z").strip().lower() or "z"
-    depth = StoredDepth(
-        _file(path, values, "depth"),
-        kind=cast("DepthKind", kind),
-        scale=_number(values, "scale"),
-        invalid=_invalid(values),
-        baseline=_number(values, "baseline"),
-        doffs=_number(values, "doffs") or 0.0,
-    )
+    said = GivenValues.of({word.name: _value(word, values) for word in WORDS if _given(values, word.name)})
     others = {key: _file(path, values, key) for key in ("normal", "mask", "segmentation") if _given(values, key)}
     segmentation = others.get("segmentation")
-    return Record(
+    record = Record(
         name,
         Stored(_file(path, values, "image")),
-        depth,
+        StoredDepth(_file(path, values, "depth")),
         camera,
         normal=Stored(others["normal"], _read_normal) if "normal" in others else None,
         mask=Stored(others["mask"], _read_mask) if "mask" in others else None,
@@ -257,6 +244,20 @@ def _record(path: Path, name: str, values: Mapping[str, Any], where: str) -> Rec
         labels={} if segmentation is None else _labels(segmentation),
         notes=notes,
     )
+    return said.over(given).applied_to(record)
+
+
+def _value(word: Word, values: Mapping[str, Any]) -> Any:
+    """What a row says by a word of the vocabulary."""
+    value = values[word.name]
+    if word.several:
+        several = value.split() if isinstance(value, str) else value if isinstance(value, list) else [value]
+        return tuple(_as_number(one, word.name) for one in several)
+    if word.type == "number":
+        return _as_number(value, word.name)
+    if word.type == "unit":
+        return parse_unit(str(value))
+    return str(value).strip().lower() if word.choices else str(value).strip()
 
 
 def _camera(values: Mapping[str, Any], where: str) -> tuple[PixelIntrinsics, tuple[str, ...]]:
@@ -297,14 +298,6 @@ def _as_number(value: Any, key: str) -> float:
         return float(value)
     except (TypeError, ValueError, OverflowError):
         raise FormatError(key, "must be a number", found=repr(value)) from None
-
-
-def _invalid(values: Mapping[str, Any]) -> tuple[float, ...]:
-    if not _given(values, "invalid"):
-        return ()
-    value = values["invalid"]
-    markers = value.split() if isinstance(value, str) else value if isinstance(value, list) else [value]
-    return tuple(_as_number(marker, "invalid") for marker in markers)
 
 
 def _file(table: Path, values: Mapping[str, Any], key: str) -> Path:

@@ -18,14 +18,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import numpy.typing as npt
 
 from moge_core.datasets.importers.arrays import read_array
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics
-from moge_core.datasets.importers.records import ImportSettings, Record, Resolution, Stored, StoredDepth
+from moge_core.datasets.importers.records import ImportOptions, ImportSettings, Record, Stored, StoredDepth
 from moge_core.datasets.importers.source_files import each_once, walk
 from moge_core.datasets.importers.writing import ImportReport, check_folders, run_import
 from moge_core.datasets.layout import Finding, Progress
@@ -49,20 +49,18 @@ def import_tartanair(
     out_dir: str | Path,
     *,
     sky_from: float = 1000.0,
-    name_prefix: str = "",
-    label_type: str = "synthetic",
-    max_depth: float | None = None,
-    resolution: Resolution = "smaller",
     progress: Progress | None = None,
+    **options: Unpack[ImportOptions],
 ) -> ImportReport:
     """Turn TartanAir trajectories into a dataset, or bring one made earlier up to date. See the module for the layout.
 
     Args:
         source: folder of environments, an environment, or a trajectory.
         out_dir: the dataset to make or add to.
-        sky_from: metres from which depth is infinite. The largest scenes are some hundred metres deep.
-        name_prefix, label_type, max_depth, resolution: see `ImportSettings`.
+        sky_from: metres from which depth is infinite, `infinite_from` by another name. The largest scenes are some
+            hundred metres deep.
         progress: called as `progress(done, total)`.
+        options: what every importer takes, see `ImportOptions`.
 
     Raises:
         DatasetError: no such folder, no images in it, or no frame that could be imported.
@@ -71,7 +69,8 @@ def import_tartanair(
     source, out = check_folders(source, out_dir)
     if not source.is_dir():
         raise DatasetError(source, "must be a folder with TartanAir trajectories", found="a file")
-    settings = ImportSettings(name_prefix, label_type, max_depth, resolution)
+    sky_from = options.pop("infinite_from", None) or sky_from
+    settings = ImportSettings.of(options, label_type="synthetic")
     records = _records(source, sky_from)
     return run_import(IMPORTER, source, out, records, settings, options={"sky_from": sky_from}, progress=progress)
 

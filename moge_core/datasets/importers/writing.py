@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,17 @@ import numpy as np
 
 from moge_core.datasets.import_log import append_import, import_log_path
 from moge_core.datasets.importers.frames import Frame, read_frame
-from moge_core.datasets.importers.records import ImportSettings, Record, Stored, finding_of
+from moge_core.datasets.importers.records import (
+    ImportSettings,
+    Record,
+    Stored,
+    StoredDepth,
+    described,
+    described_items,
+    finding_of,
+)
+from moge_core.datasets.importers.told import Told, ToldOfAll
+from moge_core.datasets.importers.vocabulary import GivenValues
 from moge_core.datasets.layout import (
     DEPTH_NAME,
     IMAGE_NAME,
@@ -86,7 +96,7 @@ class _Result:
     valid_share: float = np.nan
     fov_x_deg: float = np.nan
     depth_unit: float | None = None
-    notes: frozenset[str] = field(default_factory=frozenset)
+    told: Told | None = None
 
 
 def check_folders(source_dir: str | Path, out_dir: str | Path) -> tuple[Path, Path]:
@@ -143,14 +153,14 @@ def run_import(
     accepted = _accepted(records, settings, skipped)
     out.mkdir(parents=True, exist_ok=True)
     work = _Writer(importer, base, out, settings, identity)
-    tally = _Tally([], [], [], [], set(), set())
+    tally = _Tally([], [], [], [], ToldOfAll(), set())
     if total is None:
         results = parallel_map(work, list(accepted), progress)
     else:
         results = parallel_stream(work, accepted, total, progress)
     for result in results:
         tally.add(result, skipped)
-    told = [*notes, *sorted(tally.notes)]
+    told = [*notes, *tally.told.lines()]
     unit = tally.depth_units.pop() if len(tally.depth_units) == 1 else None
     metric = None if tally.depth_units else unit is not None
     report = ImportReport(
@@ -207,7 +217,7 @@ def _accepted(
                 told = (*told, "Some names differ only by case; on macOS, Windows and in archives they become one.")
             names.add(name)
             folded.add(name.casefold())
-            yield replace(record, name=name, notes=told)
+            yield settings.values.applied_to(replace(record, name=name, notes=told))
 
 
 @dataclass
@@ -218,7 +228,7 @@ class _Tally:
     medians: list[float]
     valid_shares: list[float]
     fovs_x: list[float]
-    notes: set[str]
+    told: ToldOfAll
     depth_units: set[float | None]
 
     def add(self, result: _Result, skipped: list[Finding]) -> None:
@@ -227,7 +237,8 @@ class _Tally:
             return
         self.instances.append(result.instance)
         self.depth_units.add(result.depth_unit)
-        self.notes |= result.notes
+        if result.told is not None:
+            self.told.add(result.told)
         if result.written:
             self.medians.append(result.depth_median)
             self.valid_shares.append(result.valid_share)
@@ -286,7 +297,7 @@ class _Writer:
             valid_share=known.size / frame.depth.size,
             fov_x_deg=float(np.degrees(intrinsics_to_fov(frame.intrinsics)[0])),
             depth_unit=unit,
-            notes=frozenset(frame.notes),
+            told=frame.told,
         )
 
     def _check_target(self, folder: Path, record: Record) -> None:
@@ -317,13 +328,22 @@ class _Writer:
 
         Nothing in it depends on the machine, so that equal imports give equal datasets.
         """
-        settings = replace(self.settings, name_prefix="")
-        described = [repr(settings), repr(record.camera), repr(record.depth_unit), repr(sorted(record.labels.items()))]
-        for name, part in record.parts():
-            keys = sorted(one.name for one in fields(part) if one.name not in {"path", "read"})
-            described.append(f"{name} {self._label(part)} {[(key, getattr(part, key)) for key in keys]!r}")
-        described += [f"{self._relative(path)} {path.stat().st_size}" for path in record.files()]
-        data = "\0".join([str(_VERSION), *described]).encode("utf-8", "surrogateescape")
+        # What the user said of values is in the record already.
+        settings = replace(self.settings, name_prefix="", values=GivenValues())
+        texts = [
+            described(settings),
+            described(record.camera),
+            repr(record.depth_unit),
+            repr(sorted(record.labels.items())),
+            *(f"{name} {self._label(part)} {described_items(part)!r}" for name, part in record.parts()),
+        ]
+        depth = record.depth
+        if isinstance(depth, StoredDepth) and record.is_metric != (
+            record.depth_unit is not None and not (depth.kind == "disparity" and depth.baseline is None)
+        ):
+            texts.append("with a unit" if record.is_metric else "without a unit")
+        texts += [f"{self._relative(path)} {path.stat().st_size}" for path in record.files()]
+        data = "\0".join([str(_VERSION), *texts]).encode("utf-8", "surrogateescape")
         origin = {
             "importer": self.importer,
             "image": self._label(record.image),
@@ -408,12 +428,18 @@ def _append_log(
         report.log_path,
         importer=importer,
         source=str(source),
-        options={**options, **{one.name: getattr(settings, one.name) for one in fields(settings)}},
+        options={**options, **_asked(settings)},
         instances=len(report.instances),
         written=report.num_written,
         notes=report.notes,
         skipped=[{"file": finding.instance, "why": finding.evidence, "fix": finding.fix} for finding in report.skipped],
     )
+
+
+def _asked(settings: ImportSettings) -> dict[str, Any]:
+    """What was asked of every importer, by the names of its options."""
+    own = {one.name: getattr(settings, one.name) for one in fields(settings) if one.name != "values"}
+    return own | settings.values.said()
 
 
 def _median(values: list[float]) -> float | None:

@@ -1,0 +1,125 @@
+"""Options that importers share: what stored values mean, in one vocabulary, and what is asked of every importer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import click
+
+from moge_core.cli.common import EXIT_FINDINGS, verbose
+from moge_core.datasets.importers.records import Distortion, NormalAxes, Orientation
+from moge_core.datasets.importers.vocabulary import WORDS, Word, parse_unit
+from moge_core.errors import InputError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def value_options(
+    also: Mapping[str, tuple[str, ...]] | None = None, without: tuple[str, ...] = ()
+) -> Callable[[Command], Command]:
+    """The vocabulary of stored values as options; see `vocabulary.WORDS`.
+
+    Args:
+        also: other spellings that a command has for a word, by the word.
+        without: words that make no sense for the layout.
+    """
+    also = also or {}
+    return _all_of([_option(word, also.get(word.name, ())) for word in WORDS if word.name not in without])
+
+
+def common_import_options(*, label_type: str) -> Callable[[Command], Command]:
+    """Options that every importer has, and -v; see `records.ImportSettings`.
+
+    Args:
+        label_type: the default of --label-type.
+    """
+    return _all_of(
+        [
+            click.option(
+                "-o", "--output", "out", required=True, type=click.Path(path_type=Path), help="The dataset to make."
+            ),
+            click.option("--name-prefix", default="", help="Put before every instance's path, for example 'desk/'."),
+            click.option(
+                "--label-type",
+                default=label_type,
+                show_default=True,
+                help="Loss set named in meta.json and in the printed configuration entry.",
+            ),
+            click.option("--max-depth", type=float, metavar="METRES", help="Depth beyond this becomes unknown."),
+            click.option(
+                "--resolution",
+                type=click.Choice(["smaller", "image", "depth"]),
+                default="smaller",
+                show_default=True,
+                help="Size of instances whose image and depth map differ in size.",
+            ),
+            click.option(
+                "--normal-axes",
+                type=click.Choice(get_args(NormalAxes)),
+                default="opencv",
+                show_default=True,
+                help="Axes of normal maps: the camera's (opencv: y down, opengl: y up, z backward) or the world's.",
+            ),
+            click.option(
+                "--orientation",
+                type=click.Choice(get_args(Orientation)),
+                default="auto",
+                show_default=True,
+                help="Which picture depth and camera belong to where the image says by EXIF how to turn it.",
+            ),
+            click.option(
+                "--distortion",
+                type=click.Choice(get_args(Distortion)),
+                default="undistort",
+                show_default=True,
+                help="What a camera's distortion is for: ignore it where pictures were undistorted already.",
+            ),
+            click.option(
+                "--depth-at",
+                callback=_parse_place,
+                metavar="X,Y",
+                help="First pixel of the depth map in the image, if it is a crop of it; the image is cropped alike.",
+            ),
+            click.option("--strict", is_flag=True, help=f"Exit with {EXIT_FINDINGS} if a frame could not be imported."),
+            verbose,
+        ]
+    )
+
+
+def _all_of(options: list[Callable[[Command], Command]]) -> Callable[[Command], Command]:
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def _option(word: Word, also: tuple[str, ...]) -> Callable[[Command], Command]:
+    help_text = word.help + (" May be repeated." if word.several else "")
+    names = (word.option, *word.also, *also, word.name)
+    if word.type == "unit":
+        return click.option(*names, default="layout", callback=_parse_unit, metavar=word.metavar, help=help_text)
+    kind: Any = click.Choice(word.choices) if word.choices else {"number": float, "text": str}[word.type]
+    return click.option(*names, type=kind, multiple=word.several, metavar=word.metavar, help=help_text)
+
+
+def _parse_unit(_ctx: click.Context, _param: click.Parameter, text: str) -> float | str | None:
+    if text == "layout":
+        return text
+    try:
+        return parse_unit(text)
+    except InputError as error:
+        raise click.BadParameter(f"{error.rule}; found {error.found}") from error
+
+
+def _parse_place(_ctx: click.Context, _param: click.Parameter, text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    try:
+        column, row = (int(part) for part in text.split(","))
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} is no column and row, such as 40,44") from error
+    return column, row

@@ -1,0 +1,67 @@
+"""What is to be told of frames, and how that of many frames becomes a few lines."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+_SHARES: Mapping[str, str] = {
+    "infinite": "{share:.1%} of the pixels are infinitely far in {frames}. If they are pixels without a return and no"
+    " sky, import again with --invalid inf.",
+}
+"""Sentences for measured shares, by their names."""
+
+
+@dataclass
+class Told:
+    """What is to be told of one frame.
+
+    Attributes:
+        notes: facts about how it was read, told once however many frames share them.
+        suspicions: what may be wrong with it, told with the number of frames that it holds for.
+        shares: measured shares by the names of `_SHARES`, told as the median of the frames that have one.
+        sizes: (width, height) as stored, of `images` and `depth maps`.
+    """
+
+    notes: set[str] = field(default_factory=set)
+    suspicions: set[str] = field(default_factory=set)
+    shares: dict[str, float] = field(default_factory=dict)
+    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+
+@dataclass
+class ToldOfAll:
+    """What is to be told of all frames that were read."""
+
+    num_frames: int = 0
+    notes: set[str] = field(default_factory=set)
+    suspicions: Counter[str] = field(default_factory=Counter)
+    shares: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    sizes: defaultdict[str, Counter[tuple[int, int]]] = field(default_factory=lambda: defaultdict(Counter))
+
+    def add(self, told: Told) -> None:
+        """Count one more frame."""
+        self.num_frames += 1
+        self.notes |= told.notes
+        self.suspicions.update(told.suspicions)
+        for name, share in told.shares.items():
+            self.shares[name].append(share)
+        for name, size in told.sizes.items():
+            self.sizes[name][size] += 1
+
+    def lines(self) -> list[str]:
+        """The sentences, suspicions first."""
+        return [
+            *(f"{text} ({self._frames(count)})" for text, count in self.suspicions.most_common()),
+            *(
+                _SHARES[name].format(share=float(np.median(shares)), frames=self._frames(len(shares)))
+                for name, shares in sorted(self.shares.items())
+            ),
+            *sorted(self.notes),
+        ]
+
+    def _frames(self, count: int) -> str:
+        return f"{count} of {self.num_frames} frames"
