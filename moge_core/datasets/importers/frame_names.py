@@ -41,9 +41,7 @@ _SIGNS = {"hash": HASH, "format": FORMAT, "number": NUMBER}
 
 # Words that name pictures, and those that stand beside them and tell nothing.
 _IMAGE = "rgb|rgba|rgbs|bgr|color|colors|colour|colours|image|images|img|imgs|im|picture|pictures|pic|pics|photo|photos"
-_WEAK_IMAGE = (
-    "frame|frames|geometric|cam|cams|camera|cameras|video|view|views|map|maps|data|file|files|scene|jpg|jpeg|png"
-)
+_WEAK_IMAGE = "frame|frames|geometric|cam|cams|camera|cameras|video|view|views|map|maps|data|file|files|jpg|jpeg|png"
 _DEPTH = (
     "depth|depths|dpt|zdepth|zbuffer|groundtruth|gt|lidar|zdistance|raydistance|distance|disp|disparity|disparities"
 )
@@ -162,7 +160,7 @@ def role(shape: Shape) -> Role | None:
     A folder with words of its own, like `mask_store` or `nyu_depth_v2`, is a scene or a source and tells nothing; nor
     does one with a number, like `instance_3`, where another part of the path does.
     """
-    *folders, stem = _parts(joined_phrases(shape))
+    *folders, stem = parts_of(joined_phrases(shape))
     of_stem, of_folders = _role_of_part(stem), [_role_of_part(part) for part in folders]
     if of_stem is not None:
         return of_stem
@@ -176,7 +174,8 @@ def role(shape: Shape) -> Role | None:
     return None
 
 
-def _parts(shape: Shape) -> list[Shape]:
+def parts_of(shape: Shape) -> list[Shape]:
+    """The shapes of each folder and of the stem."""
     parts: list[list[str]] = [[]]
     for word in shape:
         if word == FOLDER:
@@ -192,6 +191,20 @@ def _role_of_part(part: Shape) -> Role | None:
         if piece in {"image", "depth", "other"}:
             return piece  # type: ignore[return-value]
     return None
+
+
+@lru_cache(maxsize=1 << 16)
+def numbers_of_kinds(shape: Shape) -> tuple[int, ...]:
+    """Which numbers of a name stand in folders that say nothing but a kind of data: the 2 of `image_2`."""
+    found: list[int] = []
+    number = 0
+    for part in parts_of(shape)[:-1]:
+        words = [word for word in part if word not in _ALL_SIGNS]
+        num_numbers = len(part) - len(words)
+        if words and all(map(is_droppable, words)):
+            found += range(number, number + num_numbers)
+        number += num_numbers
+    return tuple(found)
 
 
 @lru_cache(maxsize=1 << 16)

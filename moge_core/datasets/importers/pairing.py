@@ -33,6 +33,8 @@ from moge_core.datasets.importers.frame_names import (
     is_known,
     joined_phrases,
     normal_number,
+    numbers_of_kinds,
+    parts_of,
     read_name,
 )
 from moge_core.datasets.importers.glob_tokens import matched_by_wildcards
@@ -44,6 +46,8 @@ Key: TypeAlias = tuple[Shape, tuple[str, ...]]
 """The words and signs that are left of a shape, and the numbers at its signs."""
 
 _SIGNS = frozenset({NUMBER, FORMAT, HASH})
+# Stands for the words of a folder that was a kind of data and has a number.
+_KIND = "*"
 _NO_WORDS = _SIGNS | {FOLDER}
 _VIEWS = frozenset({"left", "right"})
 # Words as short as these may stand for images and depth where nothing else does: a/1.jpg and b/1.png.
@@ -130,11 +134,13 @@ class _Dropped:
         words: how many of each, counted from the end.
         kinds: also every word for images and depth.
         formats: also numbers that are sizes or counts of bits.
+        numbered: also the numbers of folders that are kinds of data.
     """
 
     words: Mapping[str, int]
     kinds: bool = False
     formats: bool = False
+    numbered: bool = False
     cache: dict[Shape, tuple[Shape, tuple[int, ...]]] = field(default_factory=dict, repr=False)
 
     def kept(self, shape: Shape) -> tuple[Shape, tuple[int, ...]]:
@@ -148,16 +154,25 @@ class _Dropped:
         signs: list[str] = []
         kept_numbers: list[int] = []
         number = sum(sign in _SIGNS for sign in shape)
-        for sign in reversed(joined_phrases(shape)):
-            if sign in _SIGNS:
-                number -= 1
-                if not (self.formats and sign == FORMAT):
-                    signs.append(NUMBER)
-                    kept_numbers.append(number)
-            elif to_drop[sign] > 0:
-                to_drop[sign] -= 1
-            elif sign != FOLDER and not (self.kinds and is_droppable(sign)):
-                signs.append(sign)
+        of_kinds = numbers_of_kinds(shape) if self.numbered else ()
+        for depth, part in enumerate(reversed(parts_of(joined_phrases(shape)))):
+            kept: list[str] = []
+            num_dropped = 0
+            for sign in reversed(part):
+                if sign in _SIGNS:
+                    number -= 1
+                    if number not in of_kinds and not (self.formats and sign == FORMAT):
+                        kept.append(NUMBER)
+                        kept_numbers.append(number)
+                elif to_drop[sign] > 0 or (self.kinds and is_droppable(sign)):
+                    to_drop[sign] -= 1
+                    num_dropped += 1
+                else:
+                    kept.append(sign)
+            # The number of a folder depth2/ is that of image2/, and not that of a scene 2/.
+            if depth and num_dropped and set(kept) == {NUMBER}:
+                kept.append(_KIND)
+            signs += kept
         return tuple(reversed(signs)), tuple(reversed(kept_numbers))
 
 
@@ -202,6 +217,8 @@ class _Matching:
                 if not (formats and self.pairs):
                     self._match(*(_Dropped(words, kinds, formats) for words in self.constant))
         self._match_left()
+        if not self.pairs:
+            self._match_numbered_kinds()
         if self.max_time_difference is not None and self.lone_images and self.lone_depths:
             self._match_times(self.max_time_difference)
         return bool(self.pairs)
@@ -253,6 +270,21 @@ class _Matching:
         if len(self.pairs) > before:
             side = "image" if self.views[0] else "depth map"
             self.notes.append(f"The depth was taken to be of the left camera: the {side}s named left were paired.")
+
+    def _match_numbered_kinds(self) -> None:
+        """Pair image_2/ with depth/: the folders of one side alone have a number, the same in all."""
+        values = [
+            {tuple(name.numbers[i] for i in numbers_of_kinds(name.shape)) for name in side}
+            for side in (self.images, self.depths)
+        ]
+        if sorted(map(len, values)) != [1, 1] or {()} not in values or values[0] == values[1]:
+            return
+        self._match(*(_Dropped(words, kinds=True, numbered=True) for words in self.constant))
+        if self.pairs:
+            side, number = ("images", values[0]) if {()} != values[0] else ("depth maps", values[1])
+            self.notes.append(
+                f"The number {' '.join(*number)} in the folders of all {side} was taken for a part of their kind."
+            )
 
     def _match(self, image_dropped: _Dropped, depth_dropped: _Dropped) -> None:
         """Pair what has equal tokens among the files that are left."""
@@ -382,11 +414,21 @@ def _constant_words(
         everywhere = sum(max((each.total() for each in own), default=0) for own in counts)
         constant.append({w: n - most[w] if most[w] else everywhere for w, n in least.items() if n > most[w]})
     unknown = [sorted(word for word in words if not is_known(word)) for words in constant]
+    strange = [_words_of(counts[side]) - set(constant[side]) - _words_of(counts[1 - side]) for side in (0, 1)]
+    strange = [{word for word in words if not is_known(word)} for words in strange]
     codes = all(len(word) <= _LONGEST_CODE for words in constant for word in words)
     if all(unknown) and not (codes and not any(is_droppable(word) for words in constant for word in words)):
         constant = [{w: n for w, n in words.items() if is_known(w)} for words in constant]
         return constant, (" ".join(unknown[0]), " ".join(unknown[1]))
+    for side in (0, 1):
+        # Depth of bath/ and of another place is not all of the one scene that the images are of.
+        if strange[1 - side]:
+            constant[side] = {w: n for w, n in constant[side].items() if is_known(w)}
     return constant, None
+
+
+def _words_of(counts: Iterable[Counter[str]]) -> set[str]:
+    return {word for each in counts for word in each}
 
 
 def _neighbours(pair: tuple[Name, Name], times: TimePairs) -> DatasetError:

@@ -79,10 +79,11 @@ def no_depth_map(source: Path) -> Callable[[PurePosixPath], str | None]:
     return reason
 
 
-def no_preferred_kind(paths: set[PurePosixPath]) -> Callable[[PurePosixPath], str | None]:
-    """Why a depth map is not taken, where depth of a better kind is there."""
+def no_preferred_kind(paths: set[PurePosixPath], preferred: NamedKind | None) -> Callable[[PurePosixPath], str | None]:
+    """Why a depth map is not taken, where depth of the preferred kind, or else of a better one, is there."""
     kinds = {path: named_kind(read_name(path).shape) for path in paths}
-    best = next((kind for kind in _KINDS if kind in kinds.values()), "z")
+    order = _KINDS if preferred is None else (preferred, *_KINDS)
+    best = next((kind for kind in order if kind in kinds.values()), "z")
 
     def reason(path: PurePosixPath) -> str | None:
         kind = kinds[path]

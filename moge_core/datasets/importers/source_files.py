@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from moge_core.datasets.importers.frame_names import read_name, role
+from moge_core.datasets.importers.frame_names import NamedKind, read_name, role
 from moge_core.datasets.importers.passed_by import PassedBy, described, no_depth_map, no_image, no_preferred_kind
 from moge_core.errors import DatasetError, FormatError, InputError
 from moge_core.io import limits
@@ -132,6 +132,7 @@ def find_sources(
     depth_glob: str | None,
     *,
     exclude: Path,
+    kind: NamedKind | None = None,
     options: tuple[str, str] = ("--image", "--depth"),
 ) -> Sources:
     """Images and depth maps below `source`.
@@ -146,6 +147,7 @@ def find_sources(
         source: the folder.
         image_glob, depth_glob: patterns relative to it.
         exclude: a folder that is not looked into.
+        kind: what the depth is, where a user says so: of several kinds those named so are taken.
         options: by which a user gives the patterns, for errors.
 
     Raises:
@@ -169,7 +171,7 @@ def find_sources(
         images = passed_by.without(images, no_image)
     if depth_glob is None:
         depths = passed_by.without(depths, no_depth_map(source))
-        depths = passed_by.without(depths, no_preferred_kind(depths))
+        depths = passed_by.without(depths, no_preferred_kind(depths, kind))
     for found, what, option in ((images, "image", options[0]), (depths, "16-bit depth map", options[1])):
         if not found:
             pattern = image_glob if option == options[0] else depth_glob
