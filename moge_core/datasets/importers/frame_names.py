@@ -148,6 +148,11 @@ def is_known(word: str) -> bool:
     return _piece(word) is not None
 
 
+def is_scene_word(sign: str) -> bool:
+    """Whether this is a word that may name a scene."""
+    return bool(sign) and sign not in _ALL_SIGNS and not is_known(sign)
+
+
 def is_droppable(word: str) -> bool:
     """Whether the word says no more than that this is the picture, or the depth, of a frame."""
     return _piece(word) in {"image", "depth", "weak"}

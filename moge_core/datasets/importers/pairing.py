@@ -31,6 +31,7 @@ from moge_core.datasets.importers.frame_names import (
     has_fractions_like_decimals,
     is_droppable,
     is_known,
+    is_scene_word,
     joined_phrases,
     normal_number,
     numbers_of_kinds,
@@ -49,7 +50,6 @@ _SIGNS = frozenset({NUMBER, FORMAT, HASH})
 # Stands for the words of a folder that was a kind of data and has a number.
 _KIND = "*"
 _NO_WORDS = _SIGNS | {FOLDER}
-_VIEWS = frozenset({"left", "right"})
 # Words as short as these may stand for images and depth where nothing else does: a/1.jpg and b/1.png.
 _LONGEST_CODE = 3
 
@@ -158,17 +158,20 @@ class _Dropped:
         for depth, part in enumerate(reversed(parts_of(joined_phrases(shape)))):
             kept: list[str] = []
             num_dropped = 0
+            following = ""
             for sign in reversed(part):
                 if sign in _SIGNS:
                     number -= 1
                     if number not in of_kinds and not (self.formats and sign == FORMAT):
                         kept.append(NUMBER)
                         kept_numbers.append(number)
-                elif to_drop[sign] > 0 or (self.kinds and is_droppable(sign)):
+                # The scene color_lab is another than lab.
+                elif to_drop[sign] > 0 or (self.kinds and is_droppable(sign) and not is_scene_word(following)):
                     to_drop[sign] -= 1
                     num_dropped += 1
                 else:
                     kept.append(sign)
+                following = sign
             # The number of a folder depth2/ is that of image2/, and not that of a scene 2/.
             if depth and num_dropped and set(kept) == {NUMBER}:
                 kept.append(_KIND)
@@ -200,7 +203,6 @@ class _Matching:
         self.exact_fraction = not (has_fractions_like_decimals(images) and has_fractions_like_decimals(depths))
         shapes = [{name.shape for name in side} for side in (images, depths)]
         self.constant, self.scenes = _constant_words(*shapes)
-        self.views = [any(_VIEWS & set(shape) for shape in side) for side in shapes]
 
     def run(self) -> bool:
         """Find all pairs; whether there is one.
@@ -261,15 +263,20 @@ class _Matching:
         )
 
     def _match_left(self) -> None:
-        if self.views[0] == self.views[1] or not (self.lone_images and self.lone_depths):
+        """Pair the left image of a rig with depth that names no camera, or the other way round."""
+        lone = [{name.shape for name in side} for side in (self.lone_images, self.lone_depths)]
+        named = [any("left" in shape for shape in side) for side in lone]
+        if not any(named) or not all(lone):
             return
-        left = {"left": len("left")}
-        words = [{**words, **left} if views else words for words, views in zip(self.constant, self.views, strict=True)]
         before = len(self.pairs)
-        self._match(*(_Dropped(each, kinds=True) for each in words))
+        self._match(*(_Dropped({**words, "left": len("left")}, kinds=True) for words in self.constant))
         if len(self.pairs) > before:
-            side = "image" if self.views[0] else "depth map"
-            self.notes.append(f"The depth was taken to be of the left camera: the {side}s named left were paired.")
+            side = " and ".join(
+                what for what, is_named in zip(("images", "depth maps"), named, strict=True) if is_named
+            )
+            self.notes.append(
+                f"Depth was taken to be of the left camera: {len(self.pairs) - before} pairs are of {side} named left."
+            )
 
     def _match_numbered_kinds(self) -> None:
         """Pair image_2/ with depth/: the folders of one side alone have a number, the same in all."""
