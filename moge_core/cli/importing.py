@@ -38,6 +38,8 @@ def print_import(report: ImportReport, out: Path) -> None:
             f"  typical median depth {report.median_depth_m:.3f}{unit}, {report.valid_share:.1%} of the pixels known,"
             f" field of view {report.fov_x_deg:.1f} degrees"
         )
+    for line in report.understood:
+        click.echo(f"  {line}")
     for note in report.notes:
         click.echo(f"  note: {note}")
     print_findings(report.skipped, of="file")
@@ -92,6 +94,14 @@ def import_group() -> None:
     "--image", "image_glob", metavar="GLOB", help="Images, relative to SOURCE. Default: all that is not depth."
 )
 @click.option("--depth", "depth_glob", metavar="GLOB", help="Depth maps. Default: every 16-bit grey PNG or PGM.")
+@click.option(
+    "--max-time-difference",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    default=0.02,
+    show_default=True,
+    help="Time stamps in names, or in rgb.txt and depth.txt, that differ by less are one frame.",
+)
 @click.option(
     "--intrinsics-size",
     type=parse_size,

@@ -19,16 +19,17 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal, TypeAlias, Unpack, get_args
 
 import numpy.typing as npt
 
 from moge_core.datasets.importers.arrays import pfm_size
+from moge_core.datasets.importers.frame_layouts import pair_frames
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics, intrinsics_from_matrix, parse_intrinsics
 from moge_core.datasets.importers.kitti import files_by_stem, numbers_of, read_calibration
 from moge_core.datasets.importers.lidar import folders_with
-from moge_core.datasets.importers.pairing import pair_by_frame
+from moge_core.datasets.importers.pairing import Pairing
 from moge_core.datasets.importers.records import ImportOptions, ImportSettings, Record, Stored, StoredDepth, finding_of
 from moge_core.datasets.importers.source_files import find_sources
 from moge_core.datasets.importers.vocabulary import GivenValues, scaled
@@ -51,6 +52,7 @@ _KITTI_FOLDERS = (
     ("image_0", (0, 1), ("disp_occ", "disp_noc")),
 )
 _KITTI_SCALE = 256.0
+_PLAIN_OPTIONS = ("--left", "--disparity")
 
 Frames: TypeAlias = Iterator[Record | Finding]
 
@@ -97,21 +99,34 @@ def import_stereo(
     kitti = _kitti_folders(source)
     kind = layout or ("plain" if left is not None or disparity is not None else _found(source, scenes, kitti))
     notes: list[str] = []
+    understood: list[str] = []
     if kind == "middlebury":
         records = _scene_records(source, scenes, settings.values)
     elif kind == "kitti":
         records = _kitti_records(source, kitti, None if calib_dir is None else Path(calib_dir))
     else:
-        images, depths = find_sources(source, _needed(left, "left"), _needed(disparity, "disparity"), exclude=out)
+        patterns = _needed(left, "left"), _needed(disparity, "disparity")
+        sources = find_sources(source, *patterns, exclude=out, options=_PLAIN_OPTIONS)
         if intrinsics is None:
             raise InputError("intrinsics", "must be given for the layout plain: left, disparity and intrinsics")
         camera = _camera(source, intrinsics, intrinsics_size)
         plain = StoredDepth(source, kind="disparity", invalid=(math.inf,))
-        records = _plain_records(source, images, depths, camera, plain)
+        frames = pair_frames(source, sources, patterns=patterns, options=_PLAIN_OPTIONS)
+        notes, understood = list(frames.notes), frames.understood
+        records = _plain_records(source, frames.pairing, camera, plain)
         if settings.values.baseline is None:
             notes.append("Without --baseline the depth has no unit.")
-    how = {"layout": kind}
-    return run_import(IMPORTER, source, out, records, settings, options=how, notes=notes, progress=progress)
+    return run_import(
+        IMPORTER,
+        source,
+        out,
+        records,
+        settings,
+        options={"layout": kind},
+        notes=notes,
+        understood=understood,
+        progress=progress,
+    )
 
 
 def _found(source: Path, scenes: Sequence[Path], kitti: Sequence[Path]) -> str:
@@ -235,14 +250,7 @@ def _kitti_record(
     return Record(name, Stored(image), depth, camera, extra_files=(path,))
 
 
-def _plain_records(
-    source: Path,
-    images: Sequence[PurePosixPath],
-    disparities: Sequence[PurePosixPath],
-    camera: PixelIntrinsics,
-    depth: StoredDepth,
-) -> Frames:
-    pairing = pair_by_frame(images, disparities)
+def _plain_records(source: Path, pairing: Pairing, camera: PixelIntrinsics, depth: StoredDepth) -> Frames:
     for lone, other in ((pairing.lone_images, "disparity map"), (pairing.lone_depths, "picture")):
         for path in lone:
             evidence = f"no {other} has its frame token"

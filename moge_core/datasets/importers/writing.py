@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,7 @@ class ImportReport:
         label_type: loss set of the configuration entry.
         metric: whether the depth has a unit; None when instances differ.
         depth_unit: metres a unit of depth; None without a unit, or when instances differ.
+        understood: what was taken for what.
     """
 
     out_dir: Path
@@ -85,6 +86,7 @@ class ImportReport:
     label_type: str = "sfm"
     metric: bool | None = True
     depth_unit: float | None = 1.0
+    understood: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +127,7 @@ def run_import(
     *,
     options: Mapping[str, Any] | None = None,
     notes: Iterable[str] = (),
+    understood: Iterable[str] = (),
     identity: str | None = None,
     total: int | None = None,
     progress: Progress | None = None,
@@ -139,6 +142,7 @@ def run_import(
         settings: see `ImportSettings`.
         options: how the source is read, for the log.
         notes: what is to be told besides.
+        understood: what was taken for what, for the summary.
         identity: by which instances of this source are known again even where they come from other files now, as when
             a table is corrected; by default from its files.
         total: how many records there are. Told beforehand, they are taken as they come, and never all held.
@@ -176,6 +180,7 @@ def run_import(
         label_type=settings.label_type,
         metric=metric,
         depth_unit=unit,
+        understood=list(understood),
     )
     if report.metric and report.median_depth_m is not None and not 0.05 < report.median_depth_m < 500:
         told.append(
