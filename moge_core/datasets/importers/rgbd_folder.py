@@ -17,9 +17,18 @@ from typing import Unpack
 
 import numpy as np
 
+from moge_core.datasets.importers.calls import repeatable
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics, parse_intrinsics
 from moge_core.datasets.importers.pairing import pair_by_frame
-from moge_core.datasets.importers.records import ImportOptions, ImportSettings, Record, Stored, StoredDepth, finding_of
+from moge_core.datasets.importers.records import (
+    UNKNOWN_CAMERA,
+    ImportOptions,
+    ImportSettings,
+    Record,
+    Stored,
+    StoredDepth,
+    finding_of,
+)
 from moge_core.datasets.importers.source_files import INTEGER_SUFFIXES, find_sources
 from moge_core.datasets.importers.vocabulary import scaled
 from moge_core.datasets.importers.writing import ImportReport, check_folders, run_import
@@ -57,6 +66,7 @@ PRESETS: Mapping[str, Preset] = {
 """Known sources by name."""
 
 
+@repeatable(IMPORTER)
 def import_rgbd_folder(
     source_dir: str | Path,
     out_dir: str | Path,
@@ -106,6 +116,7 @@ def import_rgbd_folder(
         known.depth_scale if settings.values.scale is None else settings.values.scale,
         (*settings.values.invalid, *known.invalid),
         flip_y=flip_y,
+        dry_run=settings.dry_run,
     )
     # Those that a preset knows and those that the user named are one set.
     settings = replace(settings, values=replace(settings.values, invalid=()))
@@ -115,7 +126,8 @@ def import_rgbd_folder(
     holds_integers = [path.suffix.lower() in INTEGER_SUFFIXES for path in depths]
     if is_linear and all(holds_integers) and any(not 0 <= value <= 65535 for value in reading.invalid):
         raise InputError("invalid", "must be stored values of 16 bits, 0 to 65535", found=list(reading.invalid))
-    if reading.depth_scale is None and is_linear and given.kind in {None, "z", "ray"} and any(holds_integers):
+    needs_scale = reading.depth_scale is None and not settings.dry_run
+    if needs_scale and is_linear and given.kind in {None, "z", "ray"} and any(holds_integers):
         raise InputError(
             "depth_scale",
             "must say how many stored units a metre has, because the depth is stored as integers",
@@ -154,15 +166,18 @@ class _Reading:
         invalid: Sequence[float],
         *,
         flip_y: bool,
+        dry_run: bool,
     ) -> _Reading:
         notes: list[str] = []
-        if intrinsics is None:
+        if intrinsics is None and not dry_run:
             raise InputError("intrinsics", "must be the four numbers fx,fy,cx,cy, a file, or a preset that knows them")
         if size is not None and min(size) < 1:
             raise InputError("intrinsics_size", "must be a width and a height in pixels", found=size)
         values = tuple(sorted({float(value) for value in invalid} - {0.0}))
         if isinstance(intrinsics, str) and any(sign in intrinsics for sign in "*?"):
             return cls(None, intrinsics, size, depth_scale, values, ())
+        if intrinsics is None:
+            return cls(UNKNOWN_CAMERA, None, size, depth_scale, values, ())
         camera = (
             intrinsics if isinstance(intrinsics, PixelIntrinsics) else parse_intrinsics(intrinsics, search_dir=source)
         )

@@ -25,11 +25,20 @@ from typing import Any, Literal, TypeAlias, Unpack, get_args
 import numpy.typing as npt
 
 from moge_core.datasets.importers.arrays import pfm_size
+from moge_core.datasets.importers.calls import repeatable
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics, intrinsics_from_matrix, parse_intrinsics
 from moge_core.datasets.importers.kitti import files_by_stem, numbers_of, read_calibration
 from moge_core.datasets.importers.lidar import folders_with
 from moge_core.datasets.importers.pairing import pair_by_frame
-from moge_core.datasets.importers.records import ImportOptions, ImportSettings, Record, Stored, StoredDepth, finding_of
+from moge_core.datasets.importers.records import (
+    UNKNOWN_CAMERA,
+    ImportOptions,
+    ImportSettings,
+    Record,
+    Stored,
+    StoredDepth,
+    finding_of,
+)
 from moge_core.datasets.importers.source_files import find_sources
 from moge_core.datasets.importers.vocabulary import GivenValues, scaled
 from moge_core.datasets.importers.writing import ImportReport, check_folders, run_import
@@ -55,6 +64,7 @@ _KITTI_SCALE = 256.0
 Frames: TypeAlias = Iterator[Record | Finding]
 
 
+@repeatable(IMPORTER)
 def import_stereo(
     source_dir: str | Path,
     out_dir: str | Path,
@@ -103,9 +113,9 @@ def import_stereo(
         records = _kitti_records(source, kitti, None if calib_dir is None else Path(calib_dir))
     else:
         images, depths = find_sources(source, _needed(left, "left"), _needed(disparity, "disparity"), exclude=out)
-        if intrinsics is None:
+        if intrinsics is None and not settings.dry_run:
             raise InputError("intrinsics", "must be given for the layout plain: left, disparity and intrinsics")
-        camera = _camera(source, intrinsics, intrinsics_size)
+        camera = UNKNOWN_CAMERA if intrinsics is None else _camera(source, intrinsics, intrinsics_size)
         plain = StoredDepth(source, kind="disparity", invalid=(math.inf,))
         records = _plain_records(source, images, depths, camera, plain)
         if settings.values.baseline is None:
