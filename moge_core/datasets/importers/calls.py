@@ -148,7 +148,7 @@ def _typed(name: str, value: Any, *, anywhere: bool) -> list[str]:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [word for one in value for word in _typed(name, one, anywhere=anywhere)]
     is_file = isinstance(value, Path) or name in _FILES
-    return [option, _absolute(str(value)) if anywhere and is_file else _text(value)]
+    return [option, _absolute(_text(value)) if anywhere and is_file else _text(value)]
 
 
 def _text(value: Any) -> str:

@@ -34,8 +34,8 @@ _TILE_HEIGHT = 420
 # Units a metre that depth is published in: metres, centimetres, KITTI, millimetres, Azure's quarter of one, TUM,
 # Replica, and 16 bits over ten metres.
 _USUAL_SCALES = (1, 100, 256, 1000, 4000, 5000, 6553.5)
-# Metres between which the middle of a scene usually is, from table tops to streets.
-_PLAUSIBLE_M = (0.25, 60.0)
+# Metres from which on the middle of a scene is that of such a place.
+_PLACES_FROM_M = ((0.25, "a table top"), (0.7, "a room"), (6.0, "a hall or a street"), (60.0, None))
 # A camera that nobody named is drawn as one of 60 degrees.
 _FOCAL_OF_60_DEGREES = 0.5 / math.tan(math.radians(30))
 # Depth jumps by this share of itself within three pixels, or it is no edge worth drawing.
@@ -264,7 +264,10 @@ def _lines_of(looks: _Looks, values: StoredValues | None) -> list[str]:
     if looks.medians:
         unit = " m" if looks.units and None not in looks.units else " without unit"
         known = median(looks.valid_shares) or 0.0
-        lines.append(f"Depth as it would be written: median {median(looks.medians):.3g}{unit}, {known:.1%} known")
+        stand_in = "" if looks.fovs_x else ", if the camera sees 60 degrees"
+        lines.append(
+            f"Depth as it would be written: median {median(looks.medians):.3g}{unit}, {known:.1%} known{stand_in}"
+        )
     return lines
 
 
@@ -287,7 +290,8 @@ def _scales(values: StoredValues, meaning: StoredDepth) -> list[str]:
     lines = ["Median depth at usual scales (--scale):"]
     for scale in scales:
         depth = (values.typical - meaning.offset) / scale
-        marks = ["plausible"] if _PLAUSIBLE_M[0] <= depth <= _PLAUSIBLE_M[1] else []
+        place = next((name for least, name in reversed(_PLACES_FROM_M) if depth >= least), None)
+        marks = [] if place is None else [f"plausible for {place}"]
         marks += ["given"] if scale == meaning.scale else []
         lines.append(f"  {scale:>8g}  {depth:>10.4g} m  {', '.join(marks)}".rstrip())
     return lines
@@ -307,7 +311,7 @@ def _overlay(frame: Frame) -> npt.NDArray[np.uint8]:
     known = np.isfinite(frame.depth)
     if known.mean() < _SPARSE:
         marks, colours = known, colorize_depth(frame.depth)
-        wide = max(1, round(height / _TILE_HEIGHT))
+        wide = max(2, round(height / _TILE_HEIGHT))
     else:
         # Infinity has no relative step; far beyond everything it has one.
         farthest = frame.depth[known].max() if known.any() else np.float32(1)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from moge_core.datasets.import_log import ImportEvent
-from moge_core.datasets.importers.origins import FILE_NAMES
+from moge_core.datasets.importers.instance_files import FILE_NAMES
 from moge_core.datasets.importers.records import ImportSettings
 from moge_core.datasets.layout import INSPECTION_NAMES, META_NAME, scan_instances
 from moge_core.errors import MoGeError

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from moge_core.datasets.importers.instance_files import FILE_NAMES, FILE_OF_PART, WRITTEN_KEYS
 from moge_core.datasets.importers.records import (
     ImportSettings,
     Record,
@@ -19,32 +20,11 @@ from moge_core.datasets.importers.records import (
     described_items,
 )
 from moge_core.datasets.importers.vocabulary import GivenValues
-from moge_core.datasets.layout import (
-    DEPTH_NAME,
-    IMAGE_NAME,
-    MASK_NAME,
-    META_NAME,
-    NORMAL_NAME,
-    SEGMENTATION_NAME,
-)
+from moge_core.datasets.layout import META_NAME
 from moge_core.errors import InstanceError
 from moge_core.io.files import NamedBytes, read_bytes
 
 _VERSION = 3
-# By the names that `Record.parts` has.
-FILE_OF_PART = {
-    "image": IMAGE_NAME,
-    "depth": DEPTH_NAME,
-    "normal": NORMAL_NAME,
-    "mask": MASK_NAME,
-    "segmentation": SEGMENTATION_NAME,
-}
-FILE_NAMES = (*FILE_OF_PART.values(), META_NAME)
-"""Every file that an import writes into an instance."""
-
-WRITTEN_KEYS = frozenset({"intrinsics", "depth_unit", "label_type", "source", "pose"})
-"""Every key that an import writes into meta.json."""
-
 # An import writes the files of an instance one after the other; who changes meta.json later than this did so by hand.
 _LONGEST_WRITING_S = 60.0
 

@@ -65,7 +65,7 @@ class Result:
         instance: its name.
         written: whether it was written by this run.
         replaced: whether one of an earlier import stood there.
-        edited_meta: text of a replaced meta.json that was not as an import writes it.
+        edited: whether somebody had edited the meta.json that was replaced.
         lacks_pose: whether it was left as it is, without the pose that is known now.
         finding: why it could not be imported.
         depth_median: metres, or without unit; NaN where no pixel is known or nothing was written.
@@ -77,7 +77,7 @@ class Result:
     instance: str
     written: bool = False
     replaced: bool = False
-    edited_meta: str | None = None
+    edited: bool = False
     lacks_pose: bool = False
     finding: Finding | None = None
     depth_median: float = np.nan
@@ -98,7 +98,6 @@ class Tally:
     fovs_x: list[float] = field(default_factory=list)
     told: ToldOfAll = field(default_factory=ToldOfAll)
     depth_units: set[float | None] = field(default_factory=set)
-    edited_metas: dict[str, str] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
 
     def add(self, result: Result, skipped: list[Finding]) -> None:
@@ -111,8 +110,7 @@ class Tally:
         self.depth_units.add(result.depth_unit)
         self.counts["replaced"] += result.replaced
         self.counts["without pose"] += result.lacks_pose
-        if result.edited_meta is not None:
-            self.edited_metas[result.instance] = result.edited_meta
+        self.counts["edited"] += result.edited
         if result.told is not None:
             self.told.add(result.told)
         if result.written:

@@ -69,14 +69,14 @@ class Sample:
 
 
 def earlier_imports(out: Path) -> list[ImportEvent]:
-    """What was brought into a dataset, oldest first, an import that was killed last.
+    """The imports that left instances in a dataset, oldest first, one that was killed last.
 
     Raises:
         DatasetError: see `read_import_log`.
     """
     events, _ = read_import_log(out)
     unfinished = unfinished_import(out)
-    return events if unfinished is None else [*events, unfinished]
+    return [*(event for event in events if event.instances), *([] if unfinished is None else [unfinished])]
 
 
 def refuse_other_source(

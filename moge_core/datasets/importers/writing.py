@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import platform
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -20,27 +21,23 @@ import numpy as np
 from moge_core import __version__
 from moge_core.datasets.import_log import append_import, begin_import, import_log_path
 from moge_core.datasets.importers.calls import current_call
-from moge_core.datasets.importers.frames import Frame, read_frame
+from moge_core.datasets.importers.frames import read_frame
+from moge_core.datasets.importers.instance_files import FILE_NAMES, encoded
 from moge_core.datasets.importers.leftovers import find_leftovers, remove_instances
-from moge_core.datasets.importers.origins import FILE_NAMES, Origins, Standing, check_target
+from moge_core.datasets.importers.origins import Origins, Standing, check_target
 from moge_core.datasets.importers.records import ImportSettings, Record, finding_of
 from moge_core.datasets.importers.reports import ImportReport, Result, Tally, median
 from moge_core.datasets.importers.same_source import Sample, earlier_imports, refuse_other_source
 from moge_core.datasets.layout import (
-    DEPTH_NAME,
-    IMAGE_NAME,
     INSPECTION_NAMES,
-    MASK_NAME,
     META_NAME,
-    NORMAL_NAME,
-    SEGMENTATION_NAME,
     Finding,
     Progress,
     is_instance_path,
 )
 from moge_core.datasets.parallel import parallel_map, parallel_stream
 from moge_core.errors import DatasetError, InputError, MoGeError
-from moge_core.io.files import NamedBytes, write_bytes
+from moge_core.io.files import write_bytes
 
 __all__ = ["ImportReport", "Repeatable", "check_folders", "run_import"]
 
@@ -107,14 +104,12 @@ def run_import(
         DatasetError: no record, none that could be imported, instances that another source made, or a `.moge` that
             leads out of the dataset.
     """
-    skipped: list[Finding] = []
-    if settings.dry_run:
-        from moge_core.datasets.importers.dry_run import understand
-
-        return understand(source, out, _accepted(records, settings, skipped), settings, notes, skipped)
     how = {**(options or {}), **_asked(settings)}
+    if settings.dry_run:
+        return _dry_run(importer, source, out, records, settings, how, notes)
     log_path = import_log_path(out)
     events = earlier_imports(out)
+    skipped: list[Finding] = []
     sample = Sample()
     accepted: Iterable[Record]
     if total is None:
@@ -133,7 +128,8 @@ def run_import(
 
     out.mkdir(parents=True, exist_ok=True)
     begin_import(log_path, importer=importer, source=str(source), options=how, sample=digests)
-    work = _Writer(out, settings, Origins(importer, source if source.is_dir() else source.parent, settings, identity))
+    base = source if source.is_dir() else source.parent
+    work = _Writer(out, settings, Origins(importer, base, settings, identity))
     tally = Tally()
     if isinstance(accepted, list):
         results = parallel_map(work, accepted, progress)
@@ -141,7 +137,6 @@ def run_import(
         results = parallel_stream(work, accepted, total or 0, progress)
     for result in results:
         tally.add(result, skipped)
-    _keep_edited(log_path.with_name(_REPLACED_NAME), tally.edited_metas)
     made = {*tally.instances, *tally.failed}
     leftovers = find_leftovers(importer, source, out, settings, identity, events, made) if tally.instances else []
     kept = remove_instances(out, leftovers) if settings.prune else []
@@ -189,6 +184,28 @@ def _accepted(
             yield settings.values.applied_to(replace(record, name=name, notes=told))
 
 
+def _dry_run(
+    importer: str,
+    source: Path,
+    out: Path,
+    records: Iterable[Record | Finding],
+    settings: ImportSettings,
+    how: Mapping[str, Any],
+    notes: Iterable[str],
+) -> ImportReport:
+    from moge_core.datasets.importers.dry_run import understand
+
+    skipped: list[Finding] = []
+    sample = Sample()
+    watched = sample.watch(_accepted(records, settings, skipped))
+    report = understand(source, out, watched, settings, notes, skipped)
+    try:
+        refuse_other_source(importer, source, out, (), settings, earlier_imports(out), sample.digests(), how)
+    except DatasetError as error:
+        report.notes.append(f"This import would be refused: {error}")
+    return report
+
+
 class _Writer:
     """Makes the instance of one record, where it is not there already."""
 
@@ -196,6 +213,7 @@ class _Writer:
         self.out = out
         self.settings = settings
         self.origins = origins
+        self.replaced = _ReplacedMetas(import_log_path(out).with_name(_REPLACED_NAME))
 
     def __call__(self, record: Record) -> Result:
         try:
@@ -221,10 +239,12 @@ class _Writer:
         own_keys = {} if standing is None else standing.own_keys()
         is_edited = standing is not None and standing.is_edited(folder)
         # Everything is encoded before the folder is touched: what cannot be stored leaves it as it was.
-        contents = _encoded(frame, record, unit, self.settings.label_type, origin, own_keys)
+        contents = encoded(frame, record, unit, self.settings.label_type, origin, own_keys)
         if standing is not None:
             frame.told.suspicions |= _lost(standing, folder, contents)
 
+        if standing is not None and is_edited:
+            self.replaced.keep(record.name, standing.text)
         folder.mkdir(parents=True, exist_ok=True)
         # Without meta.json there is no instance: it goes first and comes last.
         (folder / META_NAME).unlink(missing_ok=True)
@@ -241,54 +261,13 @@ class _Writer:
             record.name,
             written=True,
             replaced=standing is not None,
-            edited_meta=standing.text if standing is not None and is_edited else None,
+            edited=is_edited,
             depth_median=float(np.median(known)) * (unit or 1.0) if known.size else np.nan,
             valid_share=known.size / frame.depth.size,
             fov_x_deg=float(np.degrees(intrinsics_to_fov(frame.intrinsics)[0])),
             depth_unit=unit,
             told=frame.told,
         )
-
-
-def _encoded(
-    frame: Frame,
-    record: Record,
-    unit: float | None,
-    label_type: str,
-    origin: Mapping[str, str],
-    own_keys: Mapping[str, Any],
-) -> dict[str, bytes]:
-    """The files of an instance by name, meta.json last. Of `own_keys` those stay that no import writes.
-
-    Raises:
-        PrecisionError, InputError: values that the formats cannot hold.
-    """
-    from moge_core.io import write_depth, write_image, write_mask, write_meta, write_normal, write_segmentation
-
-    files: dict[str, NamedBytes] = {}
-
-    def file(name: str) -> NamedBytes:
-        files[name] = NamedBytes(f"{record.name}/{name}")
-        return files[name]
-
-    if frame.jpeg is None:
-        write_image(file(IMAGE_NAME), frame.image, quality=95, format="jpeg")
-    else:
-        file(IMAGE_NAME).write(frame.jpeg)
-    write_depth(file(DEPTH_NAME), frame.depth)
-    if frame.normal is not None:
-        write_normal(file(NORMAL_NAME), frame.normal)
-    if frame.mask is not None:
-        write_mask(file(MASK_NAME), frame.mask)
-    if frame.segmentation is not None:
-        write_segmentation(file(SEGMENTATION_NAME), frame.segmentation, dict(record.labels))
-    meta: dict[str, Any] = {"intrinsics": frame.intrinsics}
-    if unit is not None:
-        meta["depth_unit"] = unit
-    if record.pose is not None:
-        meta["pose"] = np.reshape(record.pose, (4, 4)).tolist()
-    write_meta(file(META_NAME), {**own_keys, **meta, "label_type": label_type, "source": dict(origin)})
-    return {name: content.getvalue() for name, content in files.items()}
 
 
 def _lost(standing: Standing, folder: Path, contents: Mapping[str, bytes]) -> set[str]:
@@ -310,24 +289,33 @@ def _lost(standing: Standing, folder: Path, contents: Mapping[str, bytes]) -> se
     return told
 
 
-def _keep_edited(path: Path, metas: Mapping[str, str]) -> None:
-    """Add the texts of replaced meta.json files that somebody had edited to a file that nobody overwrites."""
-    if not metas:
-        return
-    if path.is_symlink():
-        raise DatasetError(path, "must lie inside the dataset", found=f"a link to {path.readlink()}")
-    with path.open("a", encoding="utf-8", errors="surrogateescape") as file:
-        for instance, text in metas.items():
-            file.write(json.dumps({"instance": instance, "meta": text}) + "\n")
+class _ReplacedMetas:
+    """Texts of meta.json files that somebody had edited, in a file that nobody overwrites."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lock = threading.Lock()
+
+    def keep(self, instance: str, text: str) -> None:
+        """Add one, before it is replaced.
+
+        Raises:
+            DatasetError: the file would lie outside of the dataset.
+        """
+        if self.path.is_symlink():
+            raise DatasetError(self.path, "must lie inside the dataset", found=f"a link to {self.path.readlink()}")
+        line = json.dumps({"instance": instance, "meta": text}) + "\n"
+        with self.lock, self.path.open("a", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(line)
 
 
 def _remarks(tally: Tally, out: Path, kept: list[str]) -> list[str]:
     """What is to be told of an import as a whole."""
     told = tally.told.lines()
-    if tally.edited_metas:
+    if tally.counts["edited"]:
         path = import_log_path(out).with_name(_REPLACED_NAME)
         told.append(
-            f"meta.json of {len(tally.edited_metas)} replaced instances had been edited, and is as the import makes it"
+            f"meta.json of {tally.counts['edited']} replaced instances had been edited, and is as the import makes it"
             f" now; what stood there is in {path}."
         )
     if tally.counts["without pose"]:
