@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from moge_core.cli import cli
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "imports"
 CASES: Mapping[str, dict[str, Any]] = json.loads((GOLDEN / "cases.json").read_text())
+REAL_CASES: Mapping[str, dict[str, Any]] = json.loads((GOLDEN / "real_samples.json").read_text())
 
 
 def import_case(case: str, sources: Path, out: Path, *more: str) -> str:
@@ -65,3 +67,14 @@ def test_the_same_import_gives_the_same_bytes(case: str, sources: Path, tmp_path
 def test_an_option_that_changes_depth_makes_a_dataset_of_before_anew(sources: Path, copied: Path) -> None:
     output = import_case("rgbd-folder", sources, copied / "rgbd-folder", "--max-depth", "1.2")
     assert "0 instances written, 3 replaced, 0 already there" in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", REAL_CASES)
+def test_real_samples_become_the_files_that_they_became_before(case: str, samples_dir: Path, tmp_path: Path) -> None:
+    importer, source, *options = REAL_CASES[case]["arguments"]
+    arguments = ["import", importer, str(samples_dir / source), "-o", str(tmp_path / "out"), *options]
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 0, result.output
+    made = {name: hashlib.sha256(data).hexdigest() for name, data in files_of(tmp_path / "out").items()}
+    assert made == REAL_CASES[case]["files"]
