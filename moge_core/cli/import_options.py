@@ -82,6 +82,20 @@ def common_import_options(*, label_type: str) -> Callable[[Command], Command]:
                 metavar="X,Y",
                 help="First pixel of the depth map in the image, if it is a crop of it; the image is cropped alike.",
             ),
+            click.option(
+                "--prune",
+                is_flag=True,
+                help="Remove instances that an earlier import of this source left and that this one does not make.",
+            ),
+            click.option(
+                "--dry-run", is_flag=True, help="Tell what would be understood, and write nothing into the dataset."
+            ),
+            click.option(
+                "--dry-run-picture",
+                type=click.Path(dir_okay=False, path_type=Path),
+                metavar="FILE",
+                help="Where the picture of a dry run goes. Default: the system's folder of temporary files.",
+            ),
             click.option("--strict", is_flag=True, help=f"Exit with {EXIT_FINDINGS} if a frame could not be imported."),
             verbose,
         ]

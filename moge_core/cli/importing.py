@@ -26,25 +26,34 @@ from moge_core.cli.import_options import common_import_options, value_options
 
 if TYPE_CHECKING:
     from moge_core.datasets.importers import ImportReport
+    from moge_core.datasets.importers.dry_run import Understood
+
+_LEFTOVERS_SHOWN = 5
 
 
 def print_import(report: ImportReport, out: Path) -> None:
     """What an import did, the entry to paste into a training configuration, and what comes next."""
     num_kept = len(report.instances) - report.num_written
-    click.echo(f"{report.out_dir}: {report.num_written} instances written, {num_kept} already there")
+    replaced = f"{report.num_replaced} replaced, " if report.num_replaced else ""
+    num_new = report.num_written - report.num_replaced
+    click.echo(f"{report.out_dir}: {num_new} instances written, {replaced}{num_kept} already there")
     if report.median_depth_m is not None and report.valid_share is not None:
         unit = {True: " m", False: " without unit", None: " in m or without unit"}[report.metric]
         click.echo(
             f"  typical median depth {report.median_depth_m:.3f}{unit}, {report.valid_share:.1%} of the pixels known,"
             f" field of view {report.fov_x_deg:.1f} degrees"
         )
-    for line in report.understood:
+    for line in report.taken_for:
         click.echo(f"  {line}")
     for note in report.notes:
         click.echo(f"  note: {note}")
     print_findings(report.skipped, of="file")
     if report.skipped:
         click.echo(f"  all of it: {report.log_path}")
+    if report.num_removed:
+        click.echo(f"  {report.num_removed} instances that an earlier import left were removed")
+    if report.leftovers:
+        _print_leftovers(report)
     entry: dict[str, Any] = {
         "name": report.out_dir.name,
         "path": _data_path(report.out_dir),
@@ -63,13 +72,41 @@ def print_import(report: ImportReport, out: Path) -> None:
     click.echo(f"\nNext: moge index {out}")
 
 
+def print_understood(report: ImportReport, understood: Understood, strict: bool) -> None:
+    """What a dry run found, and the command that imports."""
+    click.echo(f"Dry run: nothing is written into {report.out_dir}.")
+    for line in report.taken_for:
+        click.echo(line)
+    for line in understood.lines:
+        click.echo(line)
+    for note in report.notes:
+        click.echo(f"  note: {note}")
+    print_findings(report.skipped, of="file")
+    if understood.command is not None:
+        click.echo(f"\nTo import:\n  {understood.command}{' --strict' if strict else ''}")
+
+
+def _print_leftovers(report: ImportReport) -> None:
+    names = report.leftovers
+    more = f" and {len(names) - _LEFTOVERS_SHOWN} more" if len(names) > _LEFTOVERS_SHOWN else ""
+    click.echo(
+        f"  note: {len(names)} instances that an earlier import made of this source are not made by this one, and are"
+        f" in the dataset still: {', '.join(names[:_LEFTOVERS_SHOWN])}{more}"
+    )
+    if report.command is not None:
+        click.echo(f"  to remove exactly these: {report.command} --prune")
+
+
 def run_importer(importer: Callable[..., ImportReport], source: Path, out: Path, strict: bool, **options: Any) -> None:
     """Import with progress, print the report, and leave with an exit code that says whether all frames came in if
     `strict` asks it.
     """
     with progress_bar("Importing") as progress:
         report = importer(source, out, progress=progress, **options)
-    print_import(report, out)
+    if report.understood is not None:
+        print_understood(report, report.understood, strict)
+    else:
+        print_import(report, out)
     if strict and any(finding.severity == "error" for finding in report.skipped):
         sys.exit(EXIT_FINDINGS)
 

@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moge_core.datasets.importers.array_sources import SUFFIXES, ArrayInfo, Arrays, Slabs, open_arrays
+from moge_core.datasets.importers.calls import repeatable
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics, intrinsics_from_matrix, parse_intrinsics
 from moge_core.datasets.importers.records import (
     ImportOptions,
@@ -55,6 +56,7 @@ _NAMES = {
 }
 
 
+@repeatable(IMPORTER)
 def import_arrays(
     source: str | Path,
     out_dir: str | Path,

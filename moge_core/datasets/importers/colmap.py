@@ -24,6 +24,7 @@ from typing import Literal, TypeAlias, Unpack
 import numpy as np
 import numpy.typing as npt
 
+from moge_core.datasets.importers.calls import repeatable
 from moge_core.datasets.importers.colmap_model import (
     ModelCamera,
     ModelImage,
@@ -53,6 +54,7 @@ DepthType: TypeAlias = Literal["auto", "geometric", "photometric"]
 _HEADER = re.compile(rb"(\d{1,9})&(\d{1,9})&(\d{1,9})&")
 
 
+@repeatable(IMPORTER)
 def import_colmap(
     source: str | Path,
     out_dir: str | Path,

@@ -18,12 +18,12 @@ class Frames:
 
     Attributes:
         pairing: pairs, and what has no partner.
-        understood: what was taken for what, for the summary of every import.
+        taken_for: what was taken for what, for the summary of every import.
         notes: what a person should look at: what was passed by, stamps that differ, a kind told by names.
     """
 
     pairing: Pairing
-    understood: list[str]
+    taken_for: list[str]
     notes: list[str]
 
 
@@ -66,11 +66,11 @@ def pair_frames(
         if lone
     ]
     rest = f"without a partner: {' and '.join(left_over)}" if left_over else "no file is left over"
-    understood = [
+    taken_for = [
         f"Images: {described(sources.images)}. Depth maps: {described(sources.depths)}.",
         f"{len(pairing.pairs):,} pairs; {rest}.",
     ]
-    return Frames(pairing, understood, [*sources.notes, *pairing.notes])
+    return Frames(pairing, taken_for, [*sources.notes, *pairing.notes])
 
 
 def told_by_name(kind: DepthKind) -> str:

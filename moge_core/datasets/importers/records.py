@@ -32,6 +32,9 @@ Distortion: TypeAlias = Literal["undistort", "ignore"]
 LATER: Mapping[str, bool] = {"later": True}
 """Metadata of a field that came after datasets had been imported: at its default it is no part of a digest."""
 
+UNKNOWN_CAMERA = PixelIntrinsics(float("nan"), float("nan"), float("nan"), float("nan"))
+"""For dry runs, which show what there is where no camera was given yet."""
+
 Read: TypeAlias = Callable[[Path], npt.NDArray[Any]]
 
 
@@ -183,6 +186,9 @@ class ImportOptions(ValueOptions, total=False):
     orientation: Orientation
     distortion: Distortion
     depth_at: tuple[int, int] | None
+    prune: bool
+    dry_run: bool
+    dry_run_picture: str | Path | None
 
 
 @dataclass(frozen=True)
@@ -204,6 +210,9 @@ class ImportSettings:
             undistorted already.
         depth_at: where the first pixel of the depth map lies in the image, (column, row), if depth is a crop of it.
         values: what the user says of stored values.
+        prune: remove the instances that an earlier import of this source left and this one does not make.
+        dry_run: write nothing into the dataset; tell what was understood instead, see `dry_run.understood`.
+        dry_run_picture: where the picture of a dry run goes; by default into the system's folder of temporary files.
     """
 
     name_prefix: str = ""
@@ -216,6 +225,10 @@ class ImportSettings:
     distortion: Distortion = field(default="undistort", metadata=LATER)
     depth_at: tuple[int, int] | None = field(default=None, metadata=LATER)
     values: GivenValues = field(default_factory=GivenValues, metadata=LATER)
+    # What these ask for alters no instance, so they are shown in no digest and kept in no log.
+    prune: bool = field(default=False, repr=False)
+    dry_run: bool = field(default=False, repr=False)
+    dry_run_picture: str | Path | None = field(default=None, repr=False)
 
     @classmethod
     def of(cls, options: Mapping[str, Any], *, label_type: str = "sfm", flip_y: bool = False) -> ImportSettings:
@@ -252,6 +265,8 @@ class ImportSettings:
             known, value = get_args(choices), getattr(self, name)
             if value not in known:
                 raise InputError(name, f"must be one of {', '.join(known)}", found=repr(value))
+        if self.dry_run_picture is not None and not self.dry_run:
+            raise InputError("dry_run_picture", "is for a dry run, --dry-run", found=self.dry_run_picture)
         if self.depth_at is not None and min(self.depth_at) < 0:
             raise InputError("depth_at", "must be a column and a row of the image", found=self.depth_at)
         path = PurePosixPath(self.name_prefix)

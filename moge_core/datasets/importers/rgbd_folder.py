@@ -17,11 +17,20 @@ from typing import TypeAlias, Unpack
 
 import numpy as np
 
+from moge_core.datasets.importers.calls import repeatable
 from moge_core.datasets.importers.frame_layouts import Frames, pair_frames, told_by_name
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics, parse_intrinsics
 from moge_core.datasets.importers.pairing import pair_by_frame
 from moge_core.datasets.importers.passed_by import kind_by_names
-from moge_core.datasets.importers.records import ImportOptions, ImportSettings, Record, Stored, StoredDepth, finding_of
+from moge_core.datasets.importers.records import (
+    UNKNOWN_CAMERA,
+    ImportOptions,
+    ImportSettings,
+    Record,
+    Stored,
+    StoredDepth,
+    finding_of,
+)
 from moge_core.datasets.importers.source_files import INTEGER_SUFFIXES, find_sources
 from moge_core.datasets.importers.stamps import MAX_TIME_DIFFERENCE_S
 from moge_core.datasets.importers.vocabulary import DepthKind, scaled
@@ -62,6 +71,7 @@ PRESETS: Mapping[str, Preset] = {
 """Known sources by name."""
 
 
+@repeatable(IMPORTER)
 def import_rgbd_folder(
     source_dir: str | Path,
     out_dir: str | Path,
@@ -115,6 +125,7 @@ def import_rgbd_folder(
         known.depth_scale if settings.values.scale is None else settings.values.scale,
         (*settings.values.invalid, *known.invalid),
         flip_y=flip_y,
+        dry_run=settings.dry_run,
     )
     if not (np.isfinite(max_time_difference) and max_time_difference >= 0):
         raise InputError("max_time_difference", "must be seconds, 0 or more", found=max_time_difference)
@@ -127,7 +138,8 @@ def import_rgbd_folder(
     holds_integers = [path.suffix.lower() in INTEGER_SUFFIXES for path in sources.depths]
     if is_linear and all(holds_integers) and any(not 0 <= value <= 65535 for value in reading.invalid):
         raise InputError("invalid", "must be stored values of 16 bits, 0 to 65535", found=list(reading.invalid))
-    if reading.depth_scale is None and is_linear and given.kind in {None, "z", "ray"} and any(holds_integers):
+    needs_scale = reading.depth_scale is None and not settings.dry_run
+    if needs_scale and is_linear and given.kind in {None, "z", "ray"} and any(holds_integers):
         raise InputError(
             "depth_scale",
             "must say how many stored units a metre has, because the depth is stored as integers",
@@ -145,7 +157,7 @@ def import_rgbd_folder(
         settings,
         options=reading.described(),
         notes=notes,
-        understood=frames.understood,
+        taken_for=frames.taken_for,
         progress=progress,
     )
 
@@ -171,15 +183,18 @@ class _Reading:
         invalid: Sequence[float],
         *,
         flip_y: bool,
+        dry_run: bool,
     ) -> _Reading:
         notes: list[str] = []
-        if intrinsics is None:
+        if intrinsics is None and not dry_run:
             raise InputError("intrinsics", "must be the four numbers fx,fy,cx,cy, a file, or a preset that knows them")
         if size is not None and min(size) < 1:
             raise InputError("intrinsics_size", "must be a width and a height in pixels", found=size)
         values = tuple(sorted({float(value) for value in invalid} - {0.0}))
         if isinstance(intrinsics, str) and any(sign in intrinsics for sign in "*?"):
             return cls(None, intrinsics, size, depth_scale, values, ())
+        if intrinsics is None:
+            return cls(UNKNOWN_CAMERA, None, size, depth_scale, values, ())
         camera = (
             intrinsics if isinstance(intrinsics, PixelIntrinsics) else parse_intrinsics(intrinsics, search_dir=source)
         )

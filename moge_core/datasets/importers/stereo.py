@@ -25,12 +25,21 @@ from typing import Any, Literal, TypeAlias, Unpack, get_args
 import numpy.typing as npt
 
 from moge_core.datasets.importers.arrays import pfm_size
+from moge_core.datasets.importers.calls import repeatable
 from moge_core.datasets.importers.frame_layouts import pair_frames
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics, intrinsics_from_matrix, parse_intrinsics
 from moge_core.datasets.importers.kitti import files_by_stem, numbers_of, read_calibration
 from moge_core.datasets.importers.lidar import folders_with
 from moge_core.datasets.importers.pairing import Pairing
-from moge_core.datasets.importers.records import ImportOptions, ImportSettings, Record, Stored, StoredDepth, finding_of
+from moge_core.datasets.importers.records import (
+    UNKNOWN_CAMERA,
+    ImportOptions,
+    ImportSettings,
+    Record,
+    Stored,
+    StoredDepth,
+    finding_of,
+)
 from moge_core.datasets.importers.source_files import find_sources
 from moge_core.datasets.importers.vocabulary import GivenValues, scaled
 from moge_core.datasets.importers.writing import ImportReport, check_folders, run_import
@@ -57,6 +66,7 @@ _PLAIN_OPTIONS = ("--left", "--disparity")
 Frames: TypeAlias = Iterator[Record | Finding]
 
 
+@repeatable(IMPORTER)
 def import_stereo(
     source_dir: str | Path,
     out_dir: str | Path,
@@ -99,7 +109,7 @@ def import_stereo(
     kitti = _kitti_folders(source)
     kind = layout or ("plain" if left is not None or disparity is not None else _found(source, scenes, kitti))
     notes: list[str] = []
-    understood: list[str] = []
+    taken_for: list[str] = []
     if kind == "middlebury":
         records = _scene_records(source, scenes, settings.values)
     elif kind == "kitti":
@@ -107,12 +117,12 @@ def import_stereo(
     else:
         patterns = _needed(left, "left"), _needed(disparity, "disparity")
         sources = find_sources(source, *patterns, exclude=out, options=_PLAIN_OPTIONS)
-        if intrinsics is None:
+        if intrinsics is None and not settings.dry_run:
             raise InputError("intrinsics", "must be given for the layout plain: left, disparity and intrinsics")
-        camera = _camera(source, intrinsics, intrinsics_size)
+        camera = UNKNOWN_CAMERA if intrinsics is None else _camera(source, intrinsics, intrinsics_size)
         plain = StoredDepth(source, kind="disparity", invalid=(math.inf,))
         frames = pair_frames(source, sources, patterns=patterns, options=_PLAIN_OPTIONS)
-        notes, understood = list(frames.notes), frames.understood
+        notes, taken_for = list(frames.notes), frames.taken_for
         records = _plain_records(source, frames.pairing, camera, plain)
         if settings.values.baseline is None:
             notes.append("Without --baseline the depth has no unit.")
@@ -124,7 +134,7 @@ def import_stereo(
         settings,
         options={"layout": kind},
         notes=notes,
-        understood=understood,
+        taken_for=taken_for,
         progress=progress,
     )
 

@@ -31,10 +31,11 @@ import numpy as np
 import numpy.typing as npt
 
 from moge_core.datasets.importers.arrays import read_array
+from moge_core.datasets.importers.calls import repeatable
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics, intrinsics_from_matrix
 from moge_core.datasets.importers.records import ImportOptions, ImportSettings, Record, Stored, StoredDepth
 from moge_core.datasets.importers.vocabulary import WORDS, GivenValues, Word, parse_unit
-from moge_core.datasets.importers.writing import ImportReport, check_folders, run_import
+from moge_core.datasets.importers.writing import ImportReport, Repeatable, check_folders, run_import
 from moge_core.datasets.layout import Finding, Progress, is_instance_path
 from moge_core.errors import FormatError, MoGeError
 from moge_core.io import limits
@@ -56,6 +57,7 @@ _DELIMITERS = {".csv": ",;\t", ".tsv": "\t", ".txt": ",;\t"}
 _JSON_SUFFIXES = frozenset({".jsonl", ".ndjson"})
 
 
+@repeatable(IMPORTER)
 def import_table(
     source: str | Path,
     out_dir: str | Path,
@@ -98,7 +100,7 @@ def import_table(
         IMPORTER,
         path,
         out,
-        _records(path, table.rows(), settings.values),
+        Repeatable(lambda: _records(path, table.rows(), settings.values)),
         # What is said of values is in the rows' records already.
         replace(settings, values=GivenValues()),
         notes=notes,

@@ -195,7 +195,7 @@ class GivenValues:
         if not said or not isinstance(depth, StoredDepth):
             return record
         infinite = (*depth.infinite, *self.infinite)
-        invalid = tuple(dict.fromkeys((*depth.invalid, *(value for value in self.invalid if value != 0))))
+        invalid = tuple(dict.fromkeys((*depth.invalid, *self.invalid)))
         changes = said | {
             "invalid": tuple(value for value in invalid if value not in self.infinite),
             "infinite": tuple(dict.fromkeys(infinite)),
