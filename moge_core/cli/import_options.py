@@ -80,7 +80,8 @@ def common_import_options(*, label_type: str) -> Callable[[Command], Command]:
                 "--depth-at",
                 callback=_parse_place,
                 metavar="X,Y",
-                help="First pixel of the depth map in the image, if it is a crop of it; the image is cropped alike.",
+                help="First pixel of the depth map in the image, if it is a crop of it; the image is cropped alike, and"
+                " the principal point moved. Negative if the image is a crop of the depth map.",
             ),
             click.option("--strict", is_flag=True, help=f"Exit with {EXIT_FINDINGS} if a frame could not be imported."),
             verbose,

@@ -133,6 +133,7 @@ class Record:
         extra_files: other files that the record was made from, such as calibrations.
         notes: what a person should know about how this frame was read.
         pose: camera-to-world (4, 4) in OpenCV axes and metres, row by row, where the source tells it.
+        orientation: which picture depth and camera belong to where the layout knows, see `ImportSettings`.
     """
 
     name: str
@@ -148,6 +149,7 @@ class Record:
     notes: tuple[str, ...] = field(default=(), repr=False)
     unit_is_said: bool = field(default=False, repr=False)
     pose: tuple[float, ...] | None = field(default=None, repr=False)
+    orientation: Orientation = field(default="auto", repr=False)
 
     @property
     def is_metric(self) -> bool:
@@ -202,7 +204,8 @@ class ImportSettings:
             pixels, the `upright` picture, or the one that fits (`auto`).
         distortion: `undistort` pictures whose camera has distortion, or `ignore` it, as for pictures that were
             undistorted already.
-        depth_at: where the first pixel of the depth map lies in the image, (column, row), if depth is a crop of it.
+        depth_at: where the first pixel of the depth map lies in the image, (column, row), if depth is a crop of it;
+            negative if the image is a crop of depth.
         values: what the user says of stored values.
     """
 
@@ -252,8 +255,6 @@ class ImportSettings:
             known, value = get_args(choices), getattr(self, name)
             if value not in known:
                 raise InputError(name, f"must be one of {', '.join(known)}", found=repr(value))
-        if self.depth_at is not None and min(self.depth_at) < 0:
-            raise InputError("depth_at", "must be a column and a row of the image", found=self.depth_at)
         path = PurePosixPath(self.name_prefix)
         unsafe = path.is_absolute() or ".." in path.parts or "\\" in self.name_prefix
         if unsafe or path.parts[:1] == (STATE_DIR,):

@@ -27,6 +27,7 @@ from moge_core.datasets.importers.records import (
     described_items,
     finding_of,
 )
+from moge_core.datasets.importers.reread import changed_reading
 from moge_core.datasets.importers.told import Told, ToldOfAll
 from moge_core.datasets.importers.vocabulary import GivenValues
 from moge_core.datasets.layout import (
@@ -342,6 +343,7 @@ class _Writer:
             record.depth_unit is not None and not (depth.kind == "disparity" and depth.baseline is None)
         ):
             texts.append("with a unit" if record.is_metric else "without a unit")
+        texts += changed_reading(record)
         texts += [f"{self._relative(path)} {path.stat().st_size}" for path in record.files()]
         data = "\0".join([str(_VERSION), *texts]).encode("utf-8", "surrogateescape")
         origin = {
