@@ -24,12 +24,13 @@ if TYPE_CHECKING:
 
 Number = TypeVar("Number", bound=np.generic)
 
-# From here on sizes differ because devices have a smaller depth sensor; a crop would have lost more than half.
-_USUAL_RATIO = 1.5
-# Pictures are made smaller by such fractions: 2/3, 3/4, 4/5, 5/8.
+# Pictures are made smaller by such fractions: 3/2, 4/3, 8/5, 15/2.
 _USUAL_DENOMINATOR = 8
 # Whether so few of the pixels of a side were cut off or scaled away makes no difference that matters.
 _NO_DIFFERENCE = 0.015
+# A crop mostly leaves at least so much of a side: of the whole picture, and of one made smaller by a whole number.
+_LEFT_OF_WHOLE = 2 / 3
+_LEFT_OF_SMALLER = 0.85
 # Of a scaling with an unusual ratio, a crop need fit better by no more than this: it is likely by its size already.
 _UNUSUAL_LEAD = 0.05
 # A crop is looked for where it would be at least this share of the picture's side.
@@ -98,11 +99,10 @@ def shared(
 
 def is_usual_ratio(image: tuple[int, int], depth: tuple[int, int]) -> bool:
     """Whether one size is made of the other by what people scale pictures by, so that nobody would think of a crop."""
-    ratios = [max(a, b) / min(a, b) for a, b in zip(image, depth, strict=True)]
-    if image == depth or max(ratios) >= _USUAL_RATIO or max(ratios) - 1 < _NO_DIFFERENCE:
-        return True
-    exact = {Fraction(a, b) for a, b in zip(image, depth, strict=True)}
-    return len(exact) == 1 and all(min(one.numerator, one.denominator) <= _USUAL_DENOMINATOR for one in exact)
+    ratio = max(max(a, b) / min(a, b) for a, b in zip(image, depth, strict=True))
+    left = int(ratio) / ratio
+    least = _LEFT_OF_WHOLE if ratio < 2 else _LEFT_OF_SMALLER
+    return not least < left < 1 - _NO_DIFFERENCE or _is_simple(max(image, depth), min(image, depth))
 
 
 def check_same_field(parts: Parts, record: Record) -> None:
@@ -136,6 +136,12 @@ def check_same_field(parts: Parts, record: Record) -> None:
             " tell whether one is the other made smaller, as which they were taken, or a crop of it. If it is a crop,"
             " import again with --depth-at X,Y, where the first pixel of the depth map lies in the image."
         )
+
+
+def _is_simple(larger: tuple[int, int], smaller: tuple[int, int]) -> bool:
+    """Whether both sides are larger by one fraction with a small denominator, but for whole pixels of the smaller."""
+    fraction = Fraction(larger[0], smaller[0]).limit_denominator(_USUAL_DENOMINATOR)
+    return all(abs(whole - part * fraction) < fraction for part, whole in zip(smaller, larger, strict=True))
 
 
 def _best_crop(
