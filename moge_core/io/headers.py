@@ -15,6 +15,7 @@ from pathlib import Path
 from moge_core.errors import FormatError
 from moge_core.io import limits
 from moge_core.io.files import PathOrFile, name_of, read_bytes
+from moge_core.io.foreign import described_head
 from moge_core.io.png import SIGNATURE as PNG_SIGNATURE
 from moge_core.io.png import parse_png
 
@@ -139,11 +140,8 @@ def _parse(data: bytes, name: str, *, header_only: bool) -> ImageHeader:
         return _parse_bmp(data, name)
     if data[:2] in {b"P5", b"P6"}:
         return _parse_netpbm(data, name)
-    raise FormatError(
-        name,
-        "must be a JPEG, PNG, WebP, BMP or PPM image",
-        found="an empty file" if not data else f"a file that begins with {data[:8]!r}",
-    )
+    found, fix = described_head(data)
+    raise FormatError(name, "must be a JPEG, PNG, WebP, BMP or PPM image", found=found, fix=fix)
 
 
 def _parse_jpeg(data: bytes, name: str, *, header_only: bool) -> ImageHeader:

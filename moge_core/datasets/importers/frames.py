@@ -22,7 +22,13 @@ from moge_core.datasets.importers.sizes import (
     resized,
 )
 from moge_core.datasets.importers.told import Told
-from moge_core.errors import InstanceError
+from moge_core.datasets.importers.usual_mistakes import (
+    for_turned_image,
+    off_centre,
+    suspicions_of_picture,
+    with_usual_cause,
+)
+from moge_core.errors import InstanceError, MoGeError
 from moge_core.io.files import NamedBytes, read_bytes
 
 # A depth map holds ratios up to this, see `write_depth`.
@@ -106,10 +112,18 @@ def read_parts(record: Record) -> Parts:
     Raises:
         MoGeError: a file that cannot be read, or holds something else.
     """
+    try:
+        return _read_parts(record)
+    except MoGeError as error:
+        raise with_usual_cause(error, record) from error
+
+
+def _read_parts(record: Record) -> Parts:
     image, orientation, jpeg = _read_image(record.image)
     meaning = record.depth if isinstance(record.depth, StoredDepth) else None
     stored = None if meaning is None else _read_stored(meaning)
     told = Told(notes=set(record.notes), sizes={"images": (image.shape[1], image.shape[0])})
+    told.suspicions |= suspicions_of_picture(record.image, image)
     if stored is not None:
         told.sizes["depth maps"] = (stored.shape[1], stored.shape[0])
     return Parts(
@@ -135,7 +149,7 @@ def _of_one_size(parts: Parts, record: Record, settings: ImportSettings) -> Fram
     image_size = (image.shape[1], image.shape[0])
     depth_size = image_size if stored is None else (stored.shape[1], stored.shape[0])
     size = instance_size(image_size, depth_size, settings.resolution)
-    intrinsics, remarks = normalised_intrinsics(parts.camera, *image_size)
+    intrinsics, remarks = normalised_intrinsics(parts.camera, *image_size, record.size_is_said_by)
     notes.update(remarks)
     if stored is None or parts.meaning is None:
         assert isinstance(record.depth, StoredPoints)
@@ -186,8 +200,15 @@ def _flip(frame: Frame) -> None:
         frame.normal = np.ascontiguousarray(frame.normal[::-1] * np.array([1, -1, 1], frame.normal.dtype))
 
 
-def normalised_intrinsics(camera: PixelIntrinsics, width: int, height: int) -> tuple[npt.NDArray[np.float64], set[str]]:
+def normalised_intrinsics(
+    camera: PixelIntrinsics, width: int, height: int, said_by: str = ""
+) -> tuple[npt.NDArray[np.float64], set[str]]:
     """Normalised matrix (3, 3) for an image of this size, and what is remarkable about it.
+
+    Args:
+        camera: intrinsics in pixels.
+        width, height: of the image.
+        said_by: see `Record.size_is_said_by`.
 
     Raises:
         InstanceError: the intrinsics refer to an image of another shape, or their principal point is outside of it.
@@ -205,6 +226,8 @@ def normalised_intrinsics(camera: PixelIntrinsics, width: int, height: int) -> t
         )
     if size != (width, height):
         if not is_same_shape((width, height), size):
+            if is_same_shape((height, width), size):
+                raise for_turned_image(camera, (width, height))
             raise InstanceError(
                 "intrinsics",
                 f"must refer to images of the shape of these, {width}x{height}",
@@ -219,13 +242,10 @@ def normalised_intrinsics(camera: PixelIntrinsics, width: int, height: int) -> t
             "intrinsics",
             f"the principal point must be inside the {size[0]}x{size[1]} image",
             found=f"cx = {camera.cx:g}, cy = {camera.cy:g}",
-            fix="Say which resolution they refer to: --intrinsics-size, or the columns width and height of a table.",
+            fix=f"Say which resolution they refer to: {said_by}." if said_by else None,
         )
     if max(abs(cx - 0.5), abs(cy - 0.5)) > 0.15:
-        notes.add(
-            f"The principal point is at ({cx:.2f}, {cy:.2f}) of the image, far from its centre. If the intrinsics refer"
-            " to another resolution, say so (--intrinsics-size, or width and height in a table)."
-        )
+        notes.add(off_centre(camera, size, said_by))
     return normalised, notes
 
 
@@ -256,11 +276,22 @@ def _read_stored(depth: StoredDepth) -> npt.NDArray[Any]:
         stored = stored[0] if stored.shape[0] == 1 else stored[..., 0]
     if stored.ndim != 2 or not stored.size or stored.dtype.kind not in "iuf":
         raise InstanceError(
-            depth.path, "must hold a depth map (H, W) of numbers", found=f"{stored.dtype} of shape {stored.shape}"
+            depth.path,
+            "must hold a depth map (H, W) of numbers",
+            found=f"{stored.dtype} of shape {stored.shape}",
+            fix=_fix_of_shape(stored.shape),
         )
     if stored.dtype.itemsize == 1 and depth.kind != "disparity":
         raise not_16_bit(depth.path, "an 8-bit grey file")
     return stored
+
+
+def _fix_of_shape(shape: tuple[int, ...]) -> str | None:
+    if len(shape) == 3 and shape[2] == 3:
+        return "Three channels are points, normals or colours. Of points (X, Y, Z), save Z as (H, W)."
+    if len(shape) == 3:
+        return "Of a stack of many frames, name one file a frame, or import the stack with `moge import arrays`."
+    return None
 
 
 def _project(points: StoredPoints, intrinsics: npt.NDArray[np.float64], width: int, height: int) -> Any:

@@ -134,6 +134,7 @@ class Record:
         notes: what a person should know about how this frame was read.
         pose: camera-to-world (4, 4) in OpenCV axes and metres, row by row, where the source tells it.
         orientation: which picture depth and camera belong to where the layout knows, see `ImportSettings`.
+        size_is_said_by: by which option or columns a user says what size the intrinsics refer to; empty where none can.
     """
 
     name: str
@@ -150,6 +151,7 @@ class Record:
     unit_is_said: bool = field(default=False, repr=False)
     pose: tuple[float, ...] | None = field(default=None, repr=False)
     orientation: Orientation = field(default="auto", repr=False)
+    size_is_said_by: str = field(default="", repr=False)
 
     @property
     def is_metric(self) -> bool:

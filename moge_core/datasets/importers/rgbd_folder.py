@@ -220,6 +220,7 @@ def _records(
             image=Stored(source / pair.image),
             depth=StoredDepth(source / pair.depth, scale=reading.depth_scale, invalid=reading.invalid),
             camera=camera,
+            size_is_said_by="--intrinsics-size WxH",
             extra_files=() if camera_file is None else (camera_file,),
         )
 

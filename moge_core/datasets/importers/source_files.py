@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from moge_core.datasets.importers.usual_mistakes import why_none
 from moge_core.errors import DatasetError, FormatError, InputError
 from moge_core.io import limits
 from moge_core.io.files import read_bytes
@@ -97,13 +98,19 @@ def _is_in(path: str, folder: str) -> bool:
 
 
 def find_sources(
-    source: Path, image_glob: str | None, depth_glob: str | None, *, exclude: Path
+    source: Path,
+    image_glob: str | None,
+    depth_glob: str | None,
+    *,
+    exclude: Path,
+    options: tuple[str, str] = ("--image", "--depth"),
 ) -> tuple[list[PurePosixPath], list[PurePosixPath]]:
     """Images and depth maps below `source`, relative to it and sorted.
 
     Where a file answers to both descriptions its header decides, 16-bit grey is depth; but with a pattern for depth
     alone, what it matches is depth. Hidden files and folders and what lies in `exclude` are passed by. Without a
-    pattern, folders that are links are looked into; a pattern finds what `Path.glob` finds.
+    pattern, folders that are links are looked into; a pattern finds what `Path.glob` finds. Errors name the `options`
+    that a user gives patterns by.
 
     Raises:
         DatasetError: no image or no depth map.
@@ -121,16 +128,20 @@ def find_sources(
     stored_as_depth = {path for path in both if depth_alone_named or is_depth_file(source / path)}
     depths -= both - stored_as_depth
     images -= stored_as_depth
-    for found, what, option in ((images, "image", "--image"), (depths, "16-bit depth map", "--depth")):
+    for found, what, option, pattern in (
+        (images, "image", options[0], image_glob),
+        (depths, "16-bit depth map", options[1], depth_glob),
+    ):
         if not found:
             suffixes = Counter(path.suffix.lower() or "no suffix" for path in there)
             seen = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(5)) or "no files"
-            pattern = image_glob if option == "--image" else depth_glob
+            fix = f"Say which files they are with {option} 'PATTERN', relative to the folder."
+            cause = why_none(source, there, what, pattern)
             raise DatasetError(
                 source,
                 f"must hold at least one {what}" + (f" matching {pattern!r}" if pattern else ""),
-                found=seen,
-                fix=f"Say which files they are with {option} 'PATTERN', relative to the folder.",
+                found=seen if cause is None or not cause[0] else f"{seen}; {cause[0]}",
+                fix=fix if cause is None else cause[1],
             )
     return sorted(images), sorted(depths)
 

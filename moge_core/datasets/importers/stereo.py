@@ -102,7 +102,8 @@ def import_stereo(
     elif kind == "kitti":
         records = _kitti_records(source, kitti, None if calib_dir is None else Path(calib_dir))
     else:
-        images, depths = find_sources(source, _needed(left, "left"), _needed(disparity, "disparity"), exclude=out)
+        patterns = _needed(left, "left"), _needed(disparity, "disparity")
+        images, depths = find_sources(source, *patterns, exclude=out, options=("--left", "--disparity"))
         if intrinsics is None:
             raise InputError("intrinsics", "must be given for the layout plain: left, disparity and intrinsics")
         camera = _camera(source, intrinsics, intrinsics_size)
@@ -248,7 +249,13 @@ def _plain_records(
             evidence = f"no {other} has its frame token"
             yield Finding(str(path), "paired", "warning", evidence, "Add its partner, or ignore it.")
     for pair in pairing.pairs:
-        yield Record(str(pair.instance), Stored(source / pair.image), replace(depth, path=source / pair.depth), camera)
+        yield Record(
+            str(pair.instance),
+            Stored(source / pair.image),
+            replace(depth, path=source / pair.depth),
+            camera,
+            size_is_said_by="--intrinsics-size WxH",
+        )
 
 
 def _camera(source: Path, intrinsics: str | Path | PixelIntrinsics, size: tuple[int, int] | None) -> PixelIntrinsics:
