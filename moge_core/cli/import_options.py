@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import click
 
@@ -13,7 +13,36 @@ from moge_core.datasets.importers.records import Distortion, NormalAxes, Orienta
 from moge_core.datasets.importers.vocabulary import WORDS, Word, parse_unit
 from moge_core.errors import InputError
 
+_PACKED = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst"})
+
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class SourcePath(click.Path):
+    """What is imported: a folder, a file or, by default, either.
+
+    Args:
+        wanted: `folder` or `file`, where only the one will do.
+    """
+
+    def __init__(self, wanted: Literal["folder", "file"] | None = None) -> None:
+        super().__init__(exists=True, path_type=Path)
+        self.wanted = wanted
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path.
+
+        Raises:
+            click.BadParameter: it is not there, or is the other of the two.
+        """
+        path: Path = super().convert(value, param, ctx)  # type: ignore[assignment]  # by path_type
+        if self.wanted == "folder" and not path.is_dir():
+            if path.suffix.lower() in _PACKED:
+                self.fail(f"{path} is an archive; unpack it and give the folder.", param, ctx)
+            self.fail(f"{path} is a file; give the folder that the data are in.", param, ctx)
+        if self.wanted == "file" and path.is_dir():
+            self.fail(f"{path} is a folder; give the file.", param, ctx)
+        return path
 
 
 def value_options(
@@ -80,7 +109,8 @@ def common_import_options(*, label_type: str) -> Callable[[Command], Command]:
                 "--depth-at",
                 callback=_parse_place,
                 metavar="X,Y",
-                help="First pixel of the depth map in the image, if it is a crop of it; the image is cropped alike.",
+                help="First pixel of the depth map in the image, if it is a crop of it; the image is cropped alike, and"
+                " the principal point moved. Negative if the image is a crop of the depth map.",
             ),
             click.option(
                 "--prune",

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from moge_core.cli.common import EXIT_FINDINGS, Commands, parse_size, print_findings, progress_bar
-from moge_core.cli.import_options import common_import_options, value_options
+from moge_core.cli.import_options import SourcePath, common_import_options, value_options
 
 if TYPE_CHECKING:
     from moge_core.datasets.importers import ImportReport
@@ -120,7 +120,7 @@ def import_group() -> None:
 
 
 @import_group.command("rgbd-folder")
-@click.argument("source", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("source", type=SourcePath("folder"))
 @click.option("--preset", metavar="NAME", help="A known source, which answers what the other options do not.")
 @click.option(
     "--intrinsics",
@@ -164,7 +164,7 @@ def import_rgbd_folder_command(source: Path, out: Path, strict: bool, **options:
 
 
 @import_group.command("table")
-@click.argument("source", metavar="TABLE", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("source", metavar="TABLE", type=SourcePath("file"))
 @value_options()
 @common_import_options(label_type="sfm")
 def import_table_command(source: Path, out: Path, strict: bool, **options: Any) -> None:
@@ -184,7 +184,7 @@ def import_table_command(source: Path, out: Path, strict: bool, **options: Any) 
 
 
 @import_group.command("kitti")
-@click.argument("source", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("source", type=SourcePath("folder"))
 @click.option("--layout", type=click.Choice(["object", "raw", "depth"]), help="Default: the one that is found.")
 @click.option(
     "--camera", "cameras", multiple=True, metavar="image_02|image_03", help="May be repeated. Default: both, if there."
@@ -212,7 +212,7 @@ def import_kitti_command(source: Path, out: Path, strict: bool, **options: Any) 
 
 
 @import_group.command("dgp")
-@click.argument("source", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("source", type=SourcePath("folder"))
 @click.option("--camera", "cameras", multiple=True, metavar="NAME", help="May be repeated. Default: all with images.")
 @click.option("--lidar", metavar="NAME", help="Default: the only one.")
 @common_import_options(label_type="lidar")
@@ -229,7 +229,7 @@ def import_dgp_command(source: Path, out: Path, strict: bool, **options: Any) ->
 
 
 @import_group.command("nuscenes")
-@click.argument("source", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("source", type=SourcePath("folder"))
 @click.option("--version", metavar="NAME", help="Folder of the tables, such as v1.0-mini. Default: the only one.")
 @click.option("--camera", "cameras", multiple=True, metavar="CHANNEL", help="May be repeated. Default: all.")
 @click.option("--lidar", metavar="CHANNEL", help="Default: LIDAR_TOP, or the only one.")
@@ -247,7 +247,7 @@ def import_nuscenes_command(source: Path, out: Path, strict: bool, **options: An
 
 
 @import_group.command("stereo")
-@click.argument("source", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("source", type=SourcePath("folder"))
 @click.option("--layout", type=click.Choice(["middlebury", "kitti", "plain"]), help="Default: the one that is found.")
 @click.option("--left", metavar="GLOB", help="Left pictures, relative to SOURCE, where it has no known layout.")
 @click.option("--disparity", metavar="GLOB", help="Their disparity maps.")

@@ -140,6 +140,8 @@ def _records(source: Path, out: Path, kinds: tuple[str, ...], sparse_points: boo
                     depth=depth,
                     camera=cameras[image.camera_id].pinhole(cameras_path),
                     depth_unit=None,
+                    # COLMAP passes EXIF orientations by, and copies them to the undistorted pictures.
+                    orientation="stored",
                     extra_files=(points_path,) if is_sparse and points_path else (),
                     notes=("Images without a depth map have the sparse points that they see.",) if is_sparse else (),
                 )

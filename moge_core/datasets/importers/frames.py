@@ -8,11 +8,27 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from moge_core.datasets.importers.crops import crop_to_depth
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics
+from moge_core.datasets.importers.orientation import turn_to_depth
 from moge_core.datasets.importers.records import ImportSettings, Record, Stored, StoredDepth, StoredPoints
-from moge_core.datasets.importers.sizes import instance_size, is_same_shape, picked, resized
+from moge_core.datasets.importers.sizes import (
+    any_of_block,
+    instance_size,
+    is_same_shape,
+    is_sparse,
+    nearest_returns,
+    picked,
+    resized,
+)
 from moge_core.datasets.importers.told import Told
-from moge_core.errors import InstanceError
+from moge_core.datasets.importers.usual_mistakes import (
+    for_turned_image,
+    off_centre,
+    suspicions_of_picture,
+    with_usual_cause,
+)
+from moge_core.errors import InstanceError, MoGeError
 from moge_core.io.files import NamedBytes, read_bytes
 
 # A depth map holds ratios up to this, see `write_depth`.
@@ -26,7 +42,8 @@ class Parts:
     """What the files of a record hold, each part in its own size, on the way to a frame.
 
     Attributes:
-        image: (H, W, 3) RGB.
+        image: (H, W, 3) RGB, as stored.
+        orientation: how EXIF says to turn the image (1..8); 1 as it is.
         jpeg: the bytes of the picture's file where they can be copied: they show `image` as it is.
         stored: (h, w), depth as stored; None where the record has points.
         meaning: what stored values mean; None where the record has points.
@@ -36,6 +53,7 @@ class Parts:
     """
 
     image: npt.NDArray[np.uint8]
+    orientation: int
     jpeg: bytes | None
     stored: npt.NDArray[Any] | None
     meaning: StoredDepth | None
@@ -66,7 +84,10 @@ def read_frame(record: Record, settings: ImportSettings) -> Frame:
     Raises:
         MoGeError: a file that cannot be read, parts of different shapes, impossible intrinsics.
     """
-    frame = _of_one_size(read_parts(record), record, settings)
+    parts = read_parts(record)
+    turn_to_depth(parts, record, settings)
+    crop_to_depth(parts, record, settings)
+    frame = _of_one_size(parts, record, settings)
     if frame.mask is not None:
         frame.depth = np.where(frame.mask, frame.depth, np.float32(np.nan))
     if settings.max_depth is not None:
@@ -91,14 +112,23 @@ def read_parts(record: Record) -> Parts:
     Raises:
         MoGeError: a file that cannot be read, or holds something else.
     """
-    image, jpeg = _read_image(record.image)
+    try:
+        return _read_parts(record)
+    except MoGeError as error:
+        raise with_usual_cause(error, record) from error
+
+
+def _read_parts(record: Record) -> Parts:
+    image, orientation, jpeg = _read_image(record.image)
     meaning = record.depth if isinstance(record.depth, StoredDepth) else None
     stored = None if meaning is None else _read_stored(meaning)
     told = Told(notes=set(record.notes), sizes={"images": (image.shape[1], image.shape[0])})
+    told.suspicions |= suspicions_of_picture(record.image, image)
     if stored is not None:
         told.sizes["depth maps"] = (stored.shape[1], stored.shape[0])
     return Parts(
         image,
+        orientation,
         jpeg,
         stored,
         meaning,
@@ -115,10 +145,11 @@ def _of_one_size(parts: Parts, record: Record, settings: ImportSettings) -> Fram
     from moge_core.datasets.importers.projection import metric_z
 
     image, jpeg, stored, notes = parts.image, parts.jpeg, parts.stored, parts.told.notes
+    is_thinned = False
     image_size = (image.shape[1], image.shape[0])
     depth_size = image_size if stored is None else (stored.shape[1], stored.shape[0])
-    size = instance_size(record, image_size, depth_size, settings.resolution)
-    intrinsics, remarks = normalised_intrinsics(parts.camera, *image_size)
+    size = instance_size(image_size, depth_size, settings.resolution)
+    intrinsics, remarks = normalised_intrinsics(parts.camera, *image_size, record.size_is_said_by)
     notes.update(remarks)
     if stored is None or parts.meaning is None:
         assert isinstance(record.depth, StoredPoints)
@@ -127,6 +158,9 @@ def _of_one_size(parts: Parts, record: Record, settings: ImportSettings) -> Fram
         # Pixels are picked before they are converted, so that a huge map beside a small image costs little.
         rows, columns = (None, None) if depth_size == size else picked(depth_size, size)
         depth = metric_z(stored, parts.meaning, intrinsics, rows=rows, columns=columns)
+        is_thinned = size < depth_size and is_sparse(depth)
+        if is_thinned:
+            depth = _thinned(parts, metric_z(stored, parts.meaning, intrinsics), size)
         if parts.meaning.scale is None and parts.meaning.kind in {"z", "ray"} and stored.dtype.kind in "iu":
             notes.add("No scale was given for depth stored as integers; it was read as millimetres.")
     if image_size != size:
@@ -135,11 +169,21 @@ def _of_one_size(parts: Parts, record: Record, settings: ImportSettings) -> Fram
         image, jpeg = cv2.resize(image, size, interpolation=cv2.INTER_AREA), None
         notes.add(f"Images of {image_size[0]}x{image_size[1]} were made {size[0]}x{size[1]}, the size of their depth.")
     if depth_size != size:
-        notes.add(f"Depth of {depth_size[0]}x{depth_size[1]} was made {size[0]}x{size[1]} by nearest neighbour.")
+        how = "the nearest return of each pixel's block, because it is sparse" if is_thinned else "nearest neighbour"
+        notes.add(f"Depth of {depth_size[0]}x{depth_size[1]} was made {size[0]}x{size[1]} by {how}.")
     normal = _brought_to(parts.normal, record.normal, "normal map", size, notes)
     mask = _brought_to(parts.mask, record.mask, "mask", size, notes)
     segmentation = _brought_to(parts.segmentation, record.segmentation, "segmentation", size, notes)
     return Frame(image, depth, intrinsics, jpeg, normal, None if mask is None else mask > 0, segmentation, parts.told)
+
+
+def _thinned(parts: Parts, depth: npt.NDArray[np.float32], size: tuple[int, int]) -> npt.NDArray[np.float32]:
+    """Sparse depth made smaller with its returns, and with it a mask of the same pixels, which says which returns."""
+    mask = parts.mask
+    if mask is not None and mask.shape == depth.shape:
+        depth = np.where(mask > 0, depth, np.float32(np.nan))
+        parts.mask = any_of_block(mask > 0, size)
+    return nearest_returns(depth, size)
 
 
 def _flip(frame: Frame) -> None:
@@ -156,8 +200,15 @@ def _flip(frame: Frame) -> None:
         frame.normal = np.ascontiguousarray(frame.normal[::-1] * np.array([1, -1, 1], frame.normal.dtype))
 
 
-def normalised_intrinsics(camera: PixelIntrinsics, width: int, height: int) -> tuple[npt.NDArray[np.float64], set[str]]:
+def normalised_intrinsics(
+    camera: PixelIntrinsics, width: int, height: int, said_by: str = ""
+) -> tuple[npt.NDArray[np.float64], set[str]]:
     """Normalised matrix (3, 3) for an image of this size, and what is remarkable about it.
+
+    Args:
+        camera: intrinsics in pixels.
+        width, height: of the image.
+        said_by: see `Record.size_is_said_by`.
 
     Raises:
         InstanceError: the intrinsics refer to an image of another shape, or their principal point is outside of it.
@@ -175,6 +226,8 @@ def normalised_intrinsics(camera: PixelIntrinsics, width: int, height: int) -> t
         )
     if size != (width, height):
         if not is_same_shape((width, height), size):
+            if is_same_shape((height, width), size):
+                raise for_turned_image(camera, (width, height))
             raise InstanceError(
                 "intrinsics",
                 f"must refer to images of the shape of these, {width}x{height}",
@@ -189,19 +242,17 @@ def normalised_intrinsics(camera: PixelIntrinsics, width: int, height: int) -> t
             "intrinsics",
             f"the principal point must be inside the {size[0]}x{size[1]} image",
             found=f"cx = {camera.cx:g}, cy = {camera.cy:g}",
-            fix="Say which resolution they refer to: --intrinsics-size, or the columns width and height of a table.",
+            fix=f"Say which resolution they refer to: {said_by}." if said_by else None,
         )
     if max(abs(cx - 0.5), abs(cy - 0.5)) > 0.15:
-        notes.add(
-            f"The principal point is at ({cx:.2f}, {cy:.2f}) of the image, far from its centre. If the intrinsics refer"
-            " to another resolution, say so (--intrinsics-size, or width and height in a table)."
-        )
+        notes.add(off_centre(camera, size, said_by))
     return normalised, notes
 
 
-def _read_image(stored: Stored) -> tuple[npt.NDArray[np.uint8], bytes | None]:
-    """The picture, and the file's bytes where it is a JPEG that can be copied."""
-    from moge_core.io import limits, read_image
+def _read_image(stored: Stored) -> tuple[npt.NDArray[np.uint8], int, bytes | None]:
+    """The picture as stored, its EXIF orientation, and the file's bytes where it is a JPEG that can be copied."""
+    from moge_core.io import limits
+    from moge_core.io.image import read_stored_image
 
     if stored.read is not None:
         image = np.asarray(stored.read(stored.path))
@@ -209,9 +260,10 @@ def _read_image(stored: Stored) -> tuple[npt.NDArray[np.uint8], bytes | None]:
             raise InstanceError(
                 stored.path, "must hold an RGB image of 8 bits", found=f"{image.dtype} of shape {image.shape}"
             )
-        return np.ascontiguousarray(image), None
+        return np.ascontiguousarray(image), 1, None
     data = read_bytes(stored.path, limit=limits.MAX_FILE_BYTES)
-    return read_image(NamedBytes(stored.path, data)), data if data.startswith(b"\xff\xd8") else None
+    image, orientation = read_stored_image(NamedBytes(stored.path, data))
+    return image, orientation, data if data.startswith(b"\xff\xd8") else None
 
 
 def _read_stored(depth: StoredDepth) -> npt.NDArray[Any]:
@@ -224,11 +276,22 @@ def _read_stored(depth: StoredDepth) -> npt.NDArray[Any]:
         stored = stored[0] if stored.shape[0] == 1 else stored[..., 0]
     if stored.ndim != 2 or not stored.size or stored.dtype.kind not in "iuf":
         raise InstanceError(
-            depth.path, "must hold a depth map (H, W) of numbers", found=f"{stored.dtype} of shape {stored.shape}"
+            depth.path,
+            "must hold a depth map (H, W) of numbers",
+            found=f"{stored.dtype} of shape {stored.shape}",
+            fix=_fix_of_shape(stored.shape),
         )
     if stored.dtype.itemsize == 1 and depth.kind != "disparity":
         raise not_16_bit(depth.path, "an 8-bit grey file")
     return stored
+
+
+def _fix_of_shape(shape: tuple[int, ...]) -> str | None:
+    if len(shape) == 3 and shape[2] == 3:
+        return "Three channels are points, normals or colours. Of points (X, Y, Z), save Z as (H, W)."
+    if len(shape) == 3:
+        return "Of a stack of many frames, name one file a frame, or import the stack with `moge import arrays`."
+    return None
 
 
 def _project(points: StoredPoints, intrinsics: npt.NDArray[np.float64], width: int, height: int) -> Any:

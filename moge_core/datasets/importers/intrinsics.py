@@ -59,7 +59,8 @@ def parse_intrinsics(source: str | Path, *, search_dir: Path | None = None) -> P
     numbers = _numbers(str(source))
     if numbers is not None:
         if len(numbers) != 4:
-            raise InputError("intrinsics", "must be the four numbers fx,fy,cx,cy or a file", found=str(source))
+            fix = "Write decimals with a point." if len(numbers) > 4 else None
+            raise InputError("intrinsics", "must be the four numbers fx,fy,cx,cy or a file", found=str(source), fix=fix)
         return _checked(numbers, "intrinsics")
     places = [Path(source), *([search_dir / source] if search_dir is not None else [])]
     path = next((place for place in places if place.is_file()), None)

@@ -19,6 +19,7 @@ from moge_core.datasets.importers.records import (
     described,
     described_items,
 )
+from moge_core.datasets.importers.reread import changed_reading
 from moge_core.datasets.importers.vocabulary import GivenValues
 from moge_core.datasets.layout import META_NAME
 from moge_core.errors import InstanceError
@@ -100,6 +101,7 @@ class Origins:
             record.depth_unit is not None and not (depth.kind == "disparity" and depth.baseline is None)
         ):
             texts.append("with a unit" if record.is_metric else "without a unit")
+        texts += changed_reading(record)
         texts += [f"{self._relative(path)} {path.stat().st_size}" for path in record.files()]
         origin = {
             "importer": self.importer,

@@ -136,6 +136,8 @@ class Record:
         extra_files: other files that the record was made from, such as calibrations.
         notes: what a person should know about how this frame was read.
         pose: camera-to-world (4, 4) in OpenCV axes and metres, row by row, where the source tells it.
+        orientation: which picture depth and camera belong to where the layout knows, see `ImportSettings`.
+        size_is_said_by: by which option or columns a user says what size the intrinsics refer to; empty where none can.
     """
 
     name: str
@@ -151,6 +153,8 @@ class Record:
     notes: tuple[str, ...] = field(default=(), repr=False)
     unit_is_said: bool = field(default=False, repr=False)
     pose: tuple[float, ...] | None = field(default=None, repr=False)
+    orientation: Orientation = field(default="auto", repr=False)
+    size_is_said_by: str = field(default="", repr=False)
 
     @property
     def is_metric(self) -> bool:
@@ -208,7 +212,8 @@ class ImportSettings:
             pixels, the `upright` picture, or the one that fits (`auto`).
         distortion: `undistort` pictures whose camera has distortion, or `ignore` it, as for pictures that were
             undistorted already.
-        depth_at: where the first pixel of the depth map lies in the image, (column, row), if depth is a crop of it.
+        depth_at: where the first pixel of the depth map lies in the image, (column, row), if depth is a crop of it;
+            negative if the image is a crop of depth.
         values: what the user says of stored values.
         prune: remove the instances that an earlier import of this source left and this one does not make.
         dry_run: write nothing into the dataset; tell what was understood instead, see `dry_run.understood`.
@@ -267,8 +272,6 @@ class ImportSettings:
                 raise InputError(name, f"must be one of {', '.join(known)}", found=repr(value))
         if self.dry_run_picture is not None and not self.dry_run:
             raise InputError("dry_run_picture", "is for a dry run, --dry-run", found=self.dry_run_picture)
-        if self.depth_at is not None and min(self.depth_at) < 0:
-            raise InputError("depth_at", "must be a column and a row of the image", found=self.depth_at)
         path = PurePosixPath(self.name_prefix)
         unsafe = path.is_absolute() or ".." in path.parts or "\\" in self.name_prefix
         if unsafe or path.parts[:1] == (STATE_DIR,):

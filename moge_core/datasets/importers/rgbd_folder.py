@@ -253,6 +253,7 @@ def _records(
             # Other kinds than distances need more than a name to be read.
             depth=replace(depth, kind="ray") if kind == "ray" else depth,
             camera=camera,
+            size_is_said_by="--intrinsics-size WxH",
             extra_files=() if camera_file is None else (camera_file,),
         )
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from moge_core.datasets.importers.frame_names import NamedKind, read_name, role
 from moge_core.datasets.importers.passed_by import PassedBy, described, no_depth_map, no_image, no_preferred_kind
+from moge_core.datasets.importers.usual_mistakes import why_none
 from moge_core.errors import DatasetError, FormatError, InputError
 from moge_core.io import limits
 from moge_core.io.files import read_bytes
@@ -172,9 +173,11 @@ def find_sources(
     if depth_glob is None:
         depths = passed_by.without(depths, no_depth_map(source))
         depths = passed_by.without(depths, no_preferred_kind(depths, kind))
-    for found, what, option in ((images, "image", options[0]), (depths, "16-bit depth map", options[1])):
+    for found, what, option, pattern in (
+        (images, "image", options[0], image_glob),
+        (depths, "16-bit depth map", options[1], depth_glob),
+    ):
         if not found:
-            pattern = image_glob if option == options[0] else depth_glob
             raise _nothing_found(source, there, what, option, pattern)
     return Sources(sorted(images), sorted(depths), passed_by.notes())
 
@@ -185,8 +188,11 @@ def _nothing_found(
     suffixes = Counter(path.suffix.lower() or "no suffix" for path in there)
     seen = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(5)) or "no files"
     fix = f"Say which files they are with {option} 'PATTERN', relative to the folder."
+    cause = why_none(source, [source / path for path in there], what, pattern)
     named_depth = [path for path in there if path.suffix.lower() == ".png" and role(read_name(path).shape) == "depth"]
-    if pattern is None and what != "image" and named_depth:
+    if cause is not None:
+        seen, fix = (f"{seen}; {cause[0]}" if cause[0] else seen), cause[1]
+    elif pattern is None and what != "image" and named_depth:
         seen += f"; {described(named_depth)} are pictures of 8 bits"
         fix += " Pictures of depth are for looking at, unless depth is packed into their channels."
     return DatasetError(

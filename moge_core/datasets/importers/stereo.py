@@ -266,7 +266,13 @@ def _plain_records(source: Path, pairing: Pairing, camera: PixelIntrinsics, dept
             evidence = f"no {other} has its frame token"
             yield Finding(str(path), "paired", "warning", evidence, "Add its partner, or ignore it.")
     for pair in pairing.pairs:
-        yield Record(str(pair.instance), Stored(source / pair.image), replace(depth, path=source / pair.depth), camera)
+        yield Record(
+            str(pair.instance),
+            Stored(source / pair.image),
+            replace(depth, path=source / pair.depth),
+            camera,
+            size_is_said_by="--intrinsics-size WxH",
+        )
 
 
 def _camera(source: Path, intrinsics: str | Path | PixelIntrinsics, size: tuple[int, int] | None) -> PixelIntrinsics:

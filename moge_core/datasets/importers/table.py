@@ -34,6 +34,7 @@ from moge_core.datasets.importers.arrays import read_array
 from moge_core.datasets.importers.calls import repeatable
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics, intrinsics_from_matrix
 from moge_core.datasets.importers.records import ImportOptions, ImportSettings, Record, Stored, StoredDepth
+from moge_core.datasets.importers.usual_mistakes import decimal_comma, found_file, why_missing
 from moge_core.datasets.importers.vocabulary import WORDS, GivenValues, Word, parse_unit
 from moge_core.datasets.importers.writing import ImportReport, Repeatable, check_folders, run_import
 from moge_core.datasets.layout import Finding, Progress, is_instance_path
@@ -191,7 +192,9 @@ def _csv_rows(text: str, path: Path, delimiters: str) -> Iterator[_Row]:
         number += 1
         found = dict(zip(columns, values, strict=False)) | dict.fromkeys(columns[len(values) :], "")
         many = len(values) > len(columns) and any(value.strip() for value in values[len(columns) :])
-        problem = f"{len(values)} values for {len(columns)} columns" if many else ""
+        problem = (
+            f"{len(values)} values for {len(columns)} columns; one with a comma in it must be in quotes" if many else ""
+        )
         yield _Row(number, reader.line_num, found, problem)
     if not number:
         # A table without rows still has columns to check.
@@ -226,7 +229,8 @@ def _name(values: Mapping[str, Any], where: str) -> str:
     if not name:
         raise FormatError(where, "must have a name", found=repr(values.get("name")))
     if not is_instance_path(name):
-        raise FormatError(where, "must have a name that is a path inside the dataset", found=repr(name))
+        fix = "Separate folders by /." if "\\" in name else None
+        raise FormatError(where, "must have a name that is a path inside the dataset", found=repr(name), fix=fix)
     return PurePosixPath(name).as_posix()
 
 
@@ -245,6 +249,7 @@ def _record(path: Path, name: str, values: Mapping[str, Any], where: str, given:
         segmentation=None if segmentation is None else Stored(segmentation, _read_ids),
         labels={} if segmentation is None else _labels(segmentation),
         notes=notes,
+        size_is_said_by="the columns width and height",
     )
     return said.over(given).applied_to(record)
 
@@ -299,16 +304,16 @@ def _as_number(value: Any, key: str) -> float:
             raise TypeError
         return float(value)
     except (TypeError, ValueError, OverflowError):
-        raise FormatError(key, "must be a number", found=repr(value)) from None
+        raise FormatError(key, "must be a number", found=repr(value), fix=decimal_comma(value)) from None
 
 
 def _file(table: Path, values: Mapping[str, Any], key: str) -> Path:
     value = values.get(key)
     if not isinstance(value, str) or not value.strip() or "\0" in value:
         raise FormatError(key, "must name a file", found=repr(value))
-    path = table.parent / value.strip()
-    if not path.is_file():
-        fix = "Paths are relative to the table's folder."
+    path = found_file(table.parent, value.strip())
+    if path is None:
+        fix = why_missing(table.parent, value.strip())
         raise FormatError(key, "must name a file that is there", found=value.strip(), fix=fix)
     return path
 

@@ -236,14 +236,11 @@ def register(grey: npt.NDArray[np.uint8], depth: Map) -> Registration | None:
     if min(height, width) < 4 * margin or np.count_nonzero(np.isfinite(depth)) < 0.3 * depth.size:
         return None
     image = cv2.resize(grey, (width, height), interpolation=cv2.INTER_AREA)
-    steps = _image_steps(image)
-    ceiling = float(np.quantile(steps[::2, ::2].max(axis=2), 0.95)) + 4
-    image_edges = np.minimum(steps, np.float32(ceiling))
-    inner = _depth_bends(depth)[margin:-margin, margin:-margin]
-    depth_edges = np.minimum(inner, np.float32(_MOST_BEND))
-    if depth_edges.max() < 1e-3 or image_edges.max() < 1e-3:
+    steps = image_edges(image)
+    inner = depth_edges(depth)[margin:-margin, margin:-margin]
+    if inner.max() < 1e-3 or steps.max() < 1e-3:
         return None
-    scores = cv2.matchTemplate(image_edges, depth_edges, cv2.TM_CCOEFF_NORMED)
+    scores = cv2.matchTemplate(steps, inner, cv2.TM_CCOEFF_NORMED)
     row, column = np.unravel_index(int(scores.argmax()), scores.shape)
     return Registration(
         shift=((int(column) - margin) / longer, (int(row) - margin) / longer),
@@ -270,19 +267,26 @@ def judge_registration(registration: Registration, settings: ValidationSettings)
         yield "registered", f"edges of depth and image have nothing in common (correlation {registration.here:.2f})"
 
 
-def _image_steps(image: npt.NDArray[np.uint8]) -> Map:
-    """Greater of the differences to both neighbours (h, w, 2), along rows and along columns; 0 at the border."""
+def image_edges(image: npt.NDArray[np.uint8]) -> Map:
+    """Greater of the differences to both neighbours (h, w, 2), along rows and along columns; 0 at the border.
+
+    The strongest twentieth is as strong as its weakest.
+    """
     height, width = image.shape
     wide = image.astype(np.float32)
     steps = np.zeros((height, width, 2), np.float32)
     across, down = np.abs(wide[:, 1:] - wide[:, :-1]), np.abs(wide[1:] - wide[:-1])
     np.maximum(across[:, :-1], across[:, 1:], out=steps[:, 1:-1, 0])
     np.maximum(down[:-1], down[1:], out=steps[1:-1, :, 1])
-    return steps
+    ceiling = float(np.quantile(steps[::2, ::2].max(axis=2), 0.95)) + 4
+    return np.minimum(steps, np.float32(ceiling))
 
 
-def _depth_bends(depth: Map) -> Map:
-    """Relative second difference of 1/depth (h, w, 2), along rows and along columns; 0 beside the unknown."""
+def depth_edges(depth: Map) -> Map:
+    """Relative second difference of 1/depth (h, w, 2), along rows and along columns; 0 beside the unknown.
+
+    What is stronger than an edge is as strong as one.
+    """
     height, width = depth.shape
     bends = np.zeros((height, width, 2), np.float32)
     with np.errstate(all="ignore"):
@@ -291,4 +295,4 @@ def _depth_bends(depth: Map) -> Map:
         down = np.abs(depth[1:-1] * (inverse[:-2] + inverse[2:]) - 2)
     bends[:, 1:-1, 0] = np.nan_to_num(across, copy=False, nan=0.0, posinf=0.0)
     bends[1:-1, :, 1] = np.nan_to_num(down, copy=False, nan=0.0, posinf=0.0)
-    return bends
+    return np.minimum(bends, np.float32(_MOST_BEND))
