@@ -11,6 +11,8 @@ import numpy.typing as npt
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics
 from moge_core.datasets.importers.records import ImportSettings, Record, Stored, StoredDepth, StoredPoints
 from moge_core.datasets.importers.sizes import instance_size, is_same_shape, picked, resized
+from moge_core.datasets.importers.stored_depth import read_stored
+from moge_core.datasets.importers.suspicions import look_at_values
 from moge_core.datasets.importers.told import Told
 from moge_core.errors import InstanceError
 from moge_core.io.files import NamedBytes, read_bytes
@@ -28,8 +30,8 @@ class Parts:
     Attributes:
         image: (H, W, 3) RGB.
         jpeg: the bytes of the picture's file where they can be copied: they show `image` as it is.
-        stored: (h, w), depth as stored; None where the record has points.
-        meaning: what stored values mean; None where the record has points.
+        stored: (h, w), depth as stored, decoded where its encoding is not linear; None where the record has points.
+        meaning: what these values mean, also by what their file says; None where the record has points.
         camera: of the image.
         normal, mask, segmentation: see `Record`; each may have a size of its own.
         told: what is to be told.
@@ -66,7 +68,10 @@ def read_frame(record: Record, settings: ImportSettings) -> Frame:
     Raises:
         MoGeError: a file that cannot be read, parts of different shapes, impossible intrinsics.
     """
-    frame = _of_one_size(read_parts(record), record, settings)
+    parts = read_parts(record)
+    frame = _of_one_size(parts, record, settings)
+    if parts.stored is not None and parts.meaning is not None:
+        look_at_values(parts.stored, parts.meaning, frame.depth, record, frame.told)
     if frame.mask is not None:
         frame.depth = np.where(frame.mask, frame.depth, np.float32(np.nan))
     if settings.max_depth is not None:
@@ -93,9 +98,10 @@ def read_parts(record: Record) -> Parts:
     """
     image, jpeg = _read_image(record.image)
     meaning = record.depth if isinstance(record.depth, StoredDepth) else None
-    stored = None if meaning is None else _read_stored(meaning)
     told = Told(notes=set(record.notes), sizes={"images": (image.shape[1], image.shape[0])})
-    if stored is not None:
+    stored = None
+    if meaning is not None:
+        stored, meaning = read_stored(record, told)
         told.sizes["depth maps"] = (stored.shape[1], stored.shape[0])
     return Parts(
         image,
@@ -126,7 +132,8 @@ def _of_one_size(parts: Parts, record: Record, settings: ImportSettings) -> Fram
     else:
         # Pixels are picked before they are converted, so that a huge map beside a small image costs little.
         rows, columns = (None, None) if depth_size == size else picked(depth_size, size)
-        depth = metric_z(stored, parts.meaning, intrinsics, rows=rows, columns=columns)
+        unit = record.depth_unit or 1.0
+        depth = metric_z(stored, parts.meaning, intrinsics, rows=rows, columns=columns, metres_a_unit=unit)
         if parts.meaning.scale is None and parts.meaning.kind in {"z", "ray"} and stored.dtype.kind in "iu":
             notes.add("No scale was given for depth stored as integers; it was read as millimetres.")
     if image_size != size:
@@ -212,23 +219,6 @@ def _read_image(stored: Stored) -> tuple[npt.NDArray[np.uint8], bytes | None]:
         return np.ascontiguousarray(image), None
     data = read_bytes(stored.path, limit=limits.MAX_FILE_BYTES)
     return read_image(NamedBytes(stored.path, data)), data if data.startswith(b"\xff\xd8") else None
-
-
-def _read_stored(depth: StoredDepth) -> npt.NDArray[Any]:
-    from moge_core.datasets.importers.arrays import read_array
-    from moge_core.datasets.importers.source_files import not_16_bit
-
-    stored = np.asarray((depth.read or read_array)(depth.path))
-    # (1, H, W) and (H, W, 1) are maps; a map of one pixel stays one.
-    while stored.ndim > 2 and 1 in {stored.shape[0], stored.shape[-1]}:
-        stored = stored[0] if stored.shape[0] == 1 else stored[..., 0]
-    if stored.ndim != 2 or not stored.size or stored.dtype.kind not in "iuf":
-        raise InstanceError(
-            depth.path, "must hold a depth map (H, W) of numbers", found=f"{stored.dtype} of shape {stored.shape}"
-        )
-    if stored.dtype.itemsize == 1 and depth.kind != "disparity":
-        raise not_16_bit(depth.path, "an 8-bit grey file")
-    return stored
 
 
 def _project(points: StoredPoints, intrinsics: npt.NDArray[np.float64], width: int, height: int) -> Any:

@@ -21,12 +21,16 @@ from moge_core.datasets.importers.intrinsics import PixelIntrinsics, parse_intri
 from moge_core.datasets.importers.pairing import pair_by_frame
 from moge_core.datasets.importers.records import ImportOptions, ImportSettings, Record, Stored, StoredDepth, finding_of
 from moge_core.datasets.importers.source_files import INTEGER_SUFFIXES, find_sources
+from moge_core.datasets.importers.stored_depth import holds_own_format
 from moge_core.datasets.importers.vocabulary import scaled
 from moge_core.datasets.importers.writing import ImportReport, check_folders, run_import
 from moge_core.datasets.layout import Finding, Progress
 from moge_core.errors import DatasetError, InputError, MoGeError
 
 IMPORTER = "rgbd-folder"
+
+# Text fields of a PNG stand in front of its pixels.
+_HEAD_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -106,16 +110,23 @@ def import_rgbd_folder(
         known.depth_scale if settings.values.scale is None else settings.values.scale,
         (*settings.values.invalid, *known.invalid),
         flip_y=flip_y,
+        has_offset=settings.values.offset is not None,
     )
     # Those that a preset knows and those that the user named are one set.
     settings = replace(settings, values=replace(settings.values, invalid=()))
     images, depths = find_sources(source, image_glob or known.image_glob, depth_glob or known.depth_glob, exclude=out)
     given = settings.values
     is_linear = given.encoding in {None, "linear"}
-    holds_integers = [path.suffix.lower() in INTEGER_SUFFIXES for path in depths]
-    if is_linear and all(holds_integers) and any(not 0 <= value <= 65535 for value in reading.invalid):
-        raise InputError("invalid", "must be stored values of 16 bits, 0 to 65535", found=list(reading.invalid))
-    if reading.depth_scale is None and is_linear and given.kind in {None, "z", "ray"} and any(holds_integers):
+    files = [source / path for path in depths]
+    for name, markers in (("invalid", reading.invalid), ("infinite", given.infinite)):
+        if is_linear and any(not 0 <= value <= 65535 for value in markers) and all(map(_holds_integers, files)):
+            raise InputError(name, "must be stored values of 16 bits, 0 to 65535", found=list(markers))
+    if (
+        reading.depth_scale is None
+        and is_linear
+        and given.kind in {None, "z", "ray"}
+        and any(map(_holds_integers, files))
+    ):
         raise InputError(
             "depth_scale",
             "must say how many stored units a metre has, because the depth is stored as integers",
@@ -154,13 +165,15 @@ class _Reading:
         invalid: Sequence[float],
         *,
         flip_y: bool,
+        has_offset: bool,
     ) -> _Reading:
         notes: list[str] = []
         if intrinsics is None:
             raise InputError("intrinsics", "must be the four numbers fx,fy,cx,cy, a file, or a preset that knows them")
         if size is not None and min(size) < 1:
             raise InputError("intrinsics_size", "must be a width and a height in pixels", found=size)
-        values = tuple(sorted({float(value) for value in invalid} - {0.0}))
+        # Without an offset 0 is unknown anyway.
+        values = tuple(sorted({float(value) for value in invalid} - (set() if has_offset else {0.0})))
         if isinstance(intrinsics, str) and any(sign in intrinsics for sign in "*?"):
             return cls(None, intrinsics, size, depth_scale, values, ())
         camera = (
@@ -248,6 +261,14 @@ def _cameras_of_frames(
         except (MoGeError, OSError) as error:
             cameras[pair.image] = (error, path)
     return cameras
+
+
+def _holds_integers(path: Path) -> bool:
+    """Whether a depth file holds integers whose unit must be said: this format's own depth says what it is."""
+    if path.suffix.lower() not in INTEGER_SUFFIXES:
+        return False
+    with path.open("rb") as file:
+        return not holds_own_format(file.read(_HEAD_BYTES))
 
 
 def _upright(camera: PixelIntrinsics, size: tuple[int, int] | None) -> PixelIntrinsics:

@@ -24,7 +24,7 @@ from typing import Any, Literal, TypeAlias, Unpack, get_args
 
 import numpy.typing as npt
 
-from moge_core.datasets.importers.arrays import pfm_size
+from moge_core.datasets.importers.float_maps import pfm_size
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics, intrinsics_from_matrix, parse_intrinsics
 from moge_core.datasets.importers.kitti import files_by_stem, numbers_of, read_calibration
 from moge_core.datasets.importers.lidar import folders_with

@@ -27,6 +27,7 @@ from moge_core.datasets.importers.records import (
     described_items,
     finding_of,
 )
+from moge_core.datasets.importers.suspicions import unlikely_depth
 from moge_core.datasets.importers.told import Told, ToldOfAll
 from moge_core.datasets.importers.vocabulary import GivenValues
 from moge_core.datasets.layout import (
@@ -177,10 +178,10 @@ def run_import(
         metric=metric,
         depth_unit=unit,
     )
-    if report.metric and report.median_depth_m is not None and not 0.05 < report.median_depth_m < 500:
-        told.append(
-            f"A typical depth of {report.median_depth_m:.3g} m is unlikely; check --depth-scale (`scale` in a table)."
-        )
+    typical_depth = tally.told.typical_depth or report.median_depth_m
+    unlikely = unlikely_depth(typical_depth, tally.told.scale) if report.metric else None
+    if unlikely is not None:
+        told.append(unlikely)
     _append_log(report, importer, source, settings, options or {})
     if not report.instances:
         first = skipped[0] if skipped else None
@@ -272,9 +273,12 @@ class _Writer:
         self._check_target(folder, record)
         origin = self._origin(record)
         unit = record.depth_unit if record.is_metric else None
-        if self._is_up_to_date(record, folder, origin):
-            return _Result(record.name, depth_unit=unit)
+        existing = self._up_to_date(record, folder, origin)
+        if existing is not None:
+            return _Result(record.name, depth_unit=existing.get("depth_unit"))
         frame = read_frame(record, self.settings)
+        if frame.told.is_relative:
+            unit = None
         # Everything is encoded before the folder is touched: what cannot be stored leaves it as it was.
         contents = _encoded(frame, record, unit, self.settings.label_type, origin)
 
@@ -352,8 +356,8 @@ class _Writer:
         }
         return origin if self.identity is None else origin | {"from": self.identity}
 
-    def _is_up_to_date(self, record: Record, folder: Path, origin: dict[str, str]) -> bool:
-        """True when this very import made the instance already and its files did not change since.
+    def _up_to_date(self, record: Record, folder: Path, origin: dict[str, str]) -> Mapping[str, Any] | None:
+        """Its meta.json, when this very import made the instance already and its files did not change since.
 
         Raises:
             InstanceError: an instance stands there that another import or none made; it is not ours to overwrite.
@@ -362,8 +366,9 @@ class _Writer:
 
         path = folder / META_NAME
         if not path.exists():
-            return False
-        existing = read_meta(path).get("source")
+            return None
+        meta = read_meta(path)
+        existing = meta.get("source")
         fix = "Import into another folder, or with another --name-prefix."
         if not isinstance(existing, dict) or existing.get("importer") != self.importer:
             found = f"a {META_NAME} that is not from {self.importer}"
@@ -375,7 +380,7 @@ class _Writer:
         # The change time moves whenever a file is written or replaced, even if its modification time is old.
         changed = max(file.stat().st_ctime_ns for file in record.files())
         complete = all((folder / _FILE_OF_PART[part]).is_file() for part, _ in record.parts())
-        return existing == origin and complete and changed <= path.stat().st_mtime_ns
+        return meta if existing == origin and complete and changed <= path.stat().st_mtime_ns else None
 
     def _label(self, part: Stored) -> str:
         return self._relative(part.path) + (f"#{part.part}" if part.part else "")
