@@ -127,8 +127,8 @@ def _look_at_encoding(grid: Map, meaning: StoredDepth, sentinel: Any, told: Told
     scale = scale_of(grid, meaning)
     if is_turned(values) and not 7900 < scale < 8100:
         told.suspicions.add(
-            "Nearly all stored values are multiples of 8, as those whose bits are turned by three (SUN RGB-D, which"
-            " has 1000 units a metre once they are turned back): import again with --encoding rotated3 if they are."
+            "Nearly all stored values are multiples of 8, as those are whose bits were turned by three (SUN RGB-D):"
+            " import again with --encoding rotated3 --depth-scale 1000 if they were."
         )
     elif is_half_float(grid, values, scale):
         told.suspicions.add(
@@ -227,7 +227,7 @@ def _look_at_constants(
 ) -> None:
     """One value that fills a region and is no distance."""
     is_far = reach is None or reach >= _OUTDOORS_FROM
-    for marker in meaning.invalid:
+    for marker in set(meaning.invalid) - {0.0}:
         # The user may mean it: what he loses is told all the same.
         region = marked(grid, (marker,))
         if is_far and float(region.mean()) >= _LEAST_REGION and hangs_from_top(region) >= _LEAST_HANGING:

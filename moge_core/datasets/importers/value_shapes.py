@@ -13,9 +13,13 @@ Mask = npt.NDArray[np.bool_]
 _LEAST_HALF, _MOST_HALF = 0x2C00, 0x6400
 # Bits of such numbers span less than this factor.
 _MOST_HALF_SPAN = 2.3
-# Triples of pixels on which a plane is judged are so far apart, as a share of the side.
-_STRIDE = 1 / 24
-_LEAST_TRIPLES = 200
+# Pixels of a triple are so far apart, as a share of the side, and straight to this share of their slope.
+_STRIDE = 1 / 12
+_STRAIGHT = 0.015
+# Fewer triples on planes say nothing, nor does one reading that has not clearly more of them than the other.
+_LEAST_PLANAR, _CLEARLY = 30, 1.7
+# Nearly every picture shows something nearer than this, in metres.
+_NEAR_TO = 8.0
 
 
 def hangs_from_top(region: Mask) -> float:
@@ -42,8 +46,14 @@ def surrounds(region: Mask) -> bool:
 
 
 def is_turned(values: npt.NDArray[Any]) -> bool:
-    """Whether integers (N,) are turned left by three bits: nearly all multiples of 8, and no coarser."""
-    return float(np.mean(values % 8 == 0)) >= 0.97 and float(np.mean(values % 64 == 0)) < 0.9
+    """Whether integers (N,) are turned left by three bits: their last bits, once the first, are nearly all 0 or 1.
+
+    Coarse steps, of 8-bit maps that were stretched, are another matter.
+    """
+    last = values & 7
+    return (
+        float(np.mean(last <= 1)) >= 0.97 and float(np.mean(last == 0)) > 0.5 and float(np.mean(values % 64 == 0)) < 0.9
+    )
 
 
 def is_half_float(grid: npt.NDArray[Any], values: npt.NDArray[Any], scale: float) -> bool:
@@ -60,31 +70,29 @@ def is_half_float(grid: npt.NDArray[Any], values: npt.NDArray[Any], scale: float
     near, far = np.percentile(values, (1, 97))
     if values.max() > 0x7C00 or near < _LEAST_HALF or far > _MOST_HALF or far > _MOST_HALF_SPAN * near:
         return False
-    as_bits = _flatness(np.ascontiguousarray(grid).view(np.float16).astype(np.float64))
-    as_numbers = _flatness(grid.astype(np.float64))
-    if as_bits is None or as_numbers is None:
-        # Nothing to see of planes: at a usual scale nothing near is unlikely enough.
-        return float(near) / scale > 8
-    return as_bits < 0.7 * as_numbers
+    as_bits, as_numbers = _planar_triples(np.ascontiguousarray(grid).view(np.float16), grid)
+    if max(as_bits, as_numbers) >= _LEAST_PLANAR and not as_numbers < as_bits < _CLEARLY * as_numbers:
+        return as_bits > as_numbers
+    # Planes say nothing: at a usual scale nothing near is unlikely enough.
+    return float(near) / scale > _NEAR_TO
 
 
-def _flatness(z: npt.NDArray[np.float64]) -> float | None:
-    """Median of the second difference of 1 / z relative to its first, on triples of pixels far apart; 0 on planes.
+def _planar_triples(*readings: npt.NDArray[Any]) -> list[int]:
+    """For each reading (H, W) of the same pixels, on how many triples along rows and columns 1 / z is straight.
 
-    None where too few triples are on slopes.
+    Triples are those on slopes by the first reading: on level ground every reading is straight.
     """
-    found = []
+    counts = [0] * len(readings)
     for axis in (0, 1):
-        step = max(2, round(z.shape[axis] * _STRIDE))
-        if z.shape[axis] <= 2 * step:
-            continue
-        with np.errstate(all="ignore"):
-            inverse = np.moveaxis(1 / z, axis, 0)
-            first, middle, last = inverse[: -2 * step], inverse[step:-step], inverse[2 * step :]
-            slope = np.abs(last - first)
-            bend = np.abs(first + last - 2 * middle)
-            # Steps of the numbers themselves and edges say nothing.
-            telling = (slope > 0.02 * middle) & (slope < 0.3 * middle) & np.isfinite(bend)
-            found.append((bend / slope)[telling])
-    values = np.concatenate(found) if found else np.empty(0)
-    return float(np.median(values)) if values.size >= _LEAST_TRIPLES else None
+        step = max(2, round(readings[0].shape[axis] * _STRIDE))
+        telling: Any = True
+        for number, values in enumerate(readings):
+            with np.errstate(all="ignore"):
+                inverse = np.moveaxis(1 / values.astype(np.float32), axis, 0)
+                first, middle, last = inverse[: -2 * step], inverse[step:-step], inverse[2 * step :]
+                slope, bend = np.abs(last - first), np.abs(first + last - 2 * middle)
+                if number == 0:
+                    # Edges are steeper, and steps of the numbers themselves are as large as what is flatter.
+                    telling = (slope > 0.1 * middle) & (slope < 0.6 * middle)
+                counts[number] += int(np.count_nonzero((bend < _STRAIGHT * slope) & telling))
+    return counts
