@@ -21,6 +21,8 @@ from moge_core.datasets.importers.sizes import (
     picked,
     resized,
 )
+from moge_core.datasets.importers.stored_depth import read_stored
+from moge_core.datasets.importers.suspicions import look_at_values
 from moge_core.datasets.importers.told import Told
 from moge_core.datasets.importers.usual_mistakes import (
     for_turned_image,
@@ -45,8 +47,8 @@ class Parts:
         image: (H, W, 3) RGB, as stored.
         orientation: how EXIF says to turn the image (1..8); 1 as it is.
         jpeg: the bytes of the picture's file where they can be copied: they show `image` as it is.
-        stored: (h, w), depth as stored; None where the record has points.
-        meaning: what stored values mean; None where the record has points.
+        stored: (h, w), depth as stored, decoded where its encoding is not linear; None where the record has points.
+        meaning: what these values mean, also by what their file says; None where the record has points.
         camera: of the image.
         normal, mask, segmentation: see `Record`; each may have a size of its own.
         told: what is to be told.
@@ -88,6 +90,8 @@ def read_frame(record: Record, settings: ImportSettings) -> Frame:
     turn_to_depth(parts, record, settings)
     crop_to_depth(parts, record, settings)
     frame = _of_one_size(parts, record, settings)
+    if parts.stored is not None and parts.meaning is not None:
+        look_at_values(parts.stored, parts.meaning, frame.depth, record, frame.told)
     if frame.mask is not None:
         frame.depth = np.where(frame.mask, frame.depth, np.float32(np.nan))
     if settings.max_depth is not None:
@@ -121,10 +125,11 @@ def read_parts(record: Record) -> Parts:
 def _read_parts(record: Record) -> Parts:
     image, orientation, jpeg = _read_image(record.image)
     meaning = record.depth if isinstance(record.depth, StoredDepth) else None
-    stored = None if meaning is None else _read_stored(meaning)
     told = Told(notes=set(record.notes), sizes={"images": (image.shape[1], image.shape[0])})
     told.suspicions |= suspicions_of_picture(record.image, image)
-    if stored is not None:
+    stored = None
+    if meaning is not None:
+        stored, meaning = read_stored(record, told)
         told.sizes["depth maps"] = (stored.shape[1], stored.shape[0])
     return Parts(
         image,
@@ -157,10 +162,11 @@ def _of_one_size(parts: Parts, record: Record, settings: ImportSettings) -> Fram
     else:
         # Pixels are picked before they are converted, so that a huge map beside a small image costs little.
         rows, columns = (None, None) if depth_size == size else picked(depth_size, size)
-        depth = metric_z(stored, parts.meaning, intrinsics, rows=rows, columns=columns)
+        unit = record.depth_unit or 1.0
+        depth = metric_z(stored, parts.meaning, intrinsics, rows=rows, columns=columns, metres_a_unit=unit)
         is_thinned = size < depth_size and is_sparse(depth)
         if is_thinned:
-            depth = _thinned(parts, metric_z(stored, parts.meaning, intrinsics), size)
+            depth = _thinned(parts, metric_z(stored, parts.meaning, intrinsics, metres_a_unit=unit), size)
         if parts.meaning.scale is None and parts.meaning.kind in {"z", "ray"} and stored.dtype.kind in "iu":
             notes.add("No scale was given for depth stored as integers; it was read as millimetres.")
     if image_size != size:
@@ -264,34 +270,6 @@ def _read_image(stored: Stored) -> tuple[npt.NDArray[np.uint8], int, bytes | Non
     data = read_bytes(stored.path, limit=limits.MAX_FILE_BYTES)
     image, orientation = read_stored_image(NamedBytes(stored.path, data))
     return image, orientation, data if data.startswith(b"\xff\xd8") else None
-
-
-def _read_stored(depth: StoredDepth) -> npt.NDArray[Any]:
-    from moge_core.datasets.importers.arrays import read_array
-    from moge_core.datasets.importers.source_files import not_16_bit
-
-    stored = np.asarray((depth.read or read_array)(depth.path))
-    # (1, H, W) and (H, W, 1) are maps; a map of one pixel stays one.
-    while stored.ndim > 2 and 1 in {stored.shape[0], stored.shape[-1]}:
-        stored = stored[0] if stored.shape[0] == 1 else stored[..., 0]
-    if stored.ndim != 2 or not stored.size or stored.dtype.kind not in "iuf":
-        raise InstanceError(
-            depth.path,
-            "must hold a depth map (H, W) of numbers",
-            found=f"{stored.dtype} of shape {stored.shape}",
-            fix=_fix_of_shape(stored.shape),
-        )
-    if stored.dtype.itemsize == 1 and depth.kind != "disparity":
-        raise not_16_bit(depth.path, "an 8-bit grey file")
-    return stored
-
-
-def _fix_of_shape(shape: tuple[int, ...]) -> str | None:
-    if len(shape) == 3 and shape[2] == 3:
-        return "Three channels are points, normals or colours. Of points (X, Y, Z), save Z as (H, W)."
-    if len(shape) == 3:
-        return "Of a stack of many frames, name one file a frame, or import the stack with `moge import arrays`."
-    return None
 
 
 def _project(points: StoredPoints, intrinsics: npt.NDArray[np.float64], width: int, height: int) -> Any:

@@ -22,7 +22,8 @@ from typing import Any, Unpack
 import numpy as np
 import numpy.typing as npt
 
-from moge_core.datasets.importers.arrays import read_hdf5, require
+from moge_core.datasets.importers.array_checks import require
+from moge_core.datasets.importers.arrays import read_hdf5
 from moge_core.datasets.importers.calls import repeatable
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics
 from moge_core.datasets.importers.records import ImportOptions, ImportSettings, Record, Stored, StoredDepth

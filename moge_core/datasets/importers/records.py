@@ -20,7 +20,15 @@ import numpy as np
 import numpy.typing as npt
 
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics
-from moge_core.datasets.importers.vocabulary import DEPTH_KINDS, DepthKind, Encoding, GivenValues, ValueOptions
+from moge_core.datasets.importers.vocabulary import (
+    DEPTH_KINDS,
+    NEED_SCALE,
+    DepthKind,
+    Encoding,
+    GivenValues,
+    ValueOptions,
+    no_scale,
+)
 from moge_core.datasets.layout import STATE_DIR, Finding
 from moge_core.errors import InputError, MoGeError
 
@@ -67,9 +75,9 @@ class StoredDepth(Stored):
         baseline: metres between the cameras of a disparity. Without it the depth has no unit.
         doffs: pixels between the principal points, added to a disparity (Middlebury's name).
         offset: subtracted from a value before it is divided by the scale.
-        encoding: how numbers are stored, see `vocabulary.WORDS`.
+        encoding: how numbers are stored, see `vocabulary.WORDS`; None is linear, but for MoGe's own PNG.
         infinite: stored values that mean infinitely far.
-        infinite_from: metres of z from which depth is infinitely far.
+        infinite_from: metres from which depth is infinitely far: of the distance for rays, else of z.
         depth_array: name of the array or channel, in files that hold several.
     """
 
@@ -80,7 +88,7 @@ class StoredDepth(Stored):
     baseline: float | None = None
     doffs: float = 0.0
     offset: float = field(default=0.0, metadata=LATER)
-    encoding: Encoding = field(default="linear", metadata=LATER)
+    encoding: Encoding | None = field(default=None, metadata=LATER)
     infinite: tuple[float, ...] = field(default=(), metadata=LATER)
     infinite_from: float | None = field(default=None, metadata=LATER)
     depth_array: str | None = field(default=None, metadata=LATER)
@@ -100,6 +108,8 @@ class StoredDepth(Stored):
         for name in ("doffs", "offset"):
             if not np.isfinite(getattr(self, name)):
                 raise InputError(name, "must be a finite number", found=getattr(self, name))
+        if self.scale is None and self.encoding in NEED_SCALE and self.kind in {"z", "ray"}:
+            raise no_scale(self.encoding)
         if self.kind != "disparity" and (self.baseline is not None or self.doffs):
             raise InputError("baseline and doffs", "belong to the kind disparity", found=f"kind {self.kind}")
 
@@ -133,6 +143,7 @@ class Record:
         labels: names of the segmentation's ids, {name: id}.
         depth_unit: metres a unit of the written depth; None where nobody knows (scale-free reconstructions).
         unit_is_said: whether the unit is what a user said, and not what is usual.
+        values_are_said: whether a user said offset or encoding, so that 8 bits can be more than a picture of depth.
         extra_files: other files that the record was made from, such as calibrations.
         notes: what a person should know about how this frame was read.
         pose: camera-to-world (4, 4) in OpenCV axes and metres, row by row, where the source tells it.
@@ -152,6 +163,7 @@ class Record:
     extra_files: tuple[Path, ...] = field(default=(), repr=False)
     notes: tuple[str, ...] = field(default=(), repr=False)
     unit_is_said: bool = field(default=False, repr=False)
+    values_are_said: bool = field(default=False, repr=False)
     pose: tuple[float, ...] | None = field(default=None, repr=False)
     orientation: Orientation = field(default="auto", repr=False)
     size_is_said_by: str = field(default="", repr=False)

@@ -33,6 +33,7 @@ from moge_core.datasets.importers.records import (
 )
 from moge_core.datasets.importers.source_files import INTEGER_SUFFIXES, find_sources
 from moge_core.datasets.importers.stamps import MAX_TIME_DIFFERENCE_S
+from moge_core.datasets.importers.stored_depth import holds_own_format
 from moge_core.datasets.importers.vocabulary import DepthKind, scaled
 from moge_core.datasets.importers.writing import ImportReport, check_folders, run_import
 from moge_core.datasets.layout import Finding, Progress
@@ -41,6 +42,8 @@ from moge_core.errors import DatasetError, InputError, MoGeError
 IMPORTER = "rgbd-folder"
 
 _Cameras: TypeAlias = dict[PurePosixPath, tuple[PixelIntrinsics | MoGeError | OSError, Path]]
+# Text fields of a PNG stand in front of its pixels.
+_HEAD_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,7 @@ def import_rgbd_folder(
         (*settings.values.invalid, *known.invalid),
         flip_y=flip_y,
         dry_run=settings.dry_run,
+        has_offset=settings.values.offset is not None,
     )
     if not (np.isfinite(max_time_difference) and max_time_difference >= 0):
         raise InputError("max_time_difference", "must be seconds, 0 or more", found=max_time_difference)
@@ -135,11 +139,12 @@ def import_rgbd_folder(
     sources = find_sources(source, *patterns, exclude=out)
     given = settings.values
     is_linear = given.encoding in {None, "linear"}
-    holds_integers = [path.suffix.lower() in INTEGER_SUFFIXES for path in sources.depths]
-    if is_linear and all(holds_integers) and any(not 0 <= value <= 65535 for value in reading.invalid):
-        raise InputError("invalid", "must be stored values of 16 bits, 0 to 65535", found=list(reading.invalid))
+    files = [source / path for path in sources.depths]
+    for name, markers in (("invalid", reading.invalid), ("infinite", given.infinite)):
+        if is_linear and any(not 0 <= value <= 65535 for value in markers) and all(map(_holds_integers, files)):
+            raise InputError(name, "must be stored values of 16 bits, 0 to 65535", found=list(markers))
     needs_scale = reading.depth_scale is None and not settings.dry_run
-    if needs_scale and is_linear and given.kind in {None, "z", "ray"} and any(holds_integers):
+    if needs_scale and is_linear and given.kind in {None, "z", "ray"} and any(map(_holds_integers, files)):
         raise InputError(
             "depth_scale",
             "must say how many stored units a metre has, because the depth is stored as integers",
@@ -184,13 +189,15 @@ class _Reading:
         *,
         flip_y: bool,
         dry_run: bool,
+        has_offset: bool,
     ) -> _Reading:
         notes: list[str] = []
         if intrinsics is None and not dry_run:
             raise InputError("intrinsics", "must be the four numbers fx,fy,cx,cy, a file, or a preset that knows them")
         if size is not None and min(size) < 1:
             raise InputError("intrinsics_size", "must be a width and a height in pixels", found=size)
-        values = tuple(sorted({float(value) for value in invalid} - {0.0}))
+        # Without an offset 0 is unknown anyway.
+        values = tuple(sorted({float(value) for value in invalid} - (set() if has_offset else {0.0})))
         if isinstance(intrinsics, str) and any(sign in intrinsics for sign in "*?"):
             return cls(None, intrinsics, size, depth_scale, values, ())
         if intrinsics is None:
@@ -292,6 +299,14 @@ def _cameras_of_frames(
         except (MoGeError, OSError) as error:
             cameras[pair.image] = (error, path)
     return cameras, [f"Intrinsics: {note}" for note in pairing.notes]
+
+
+def _holds_integers(path: Path) -> bool:
+    """Whether a depth file holds integers whose unit must be said: this format's own depth says what it is."""
+    if path.suffix.lower() not in INTEGER_SUFFIXES:
+        return False
+    with path.open("rb") as file:
+        return not holds_own_format(file.read(_HEAD_BYTES))
 
 
 def _upright(camera: PixelIntrinsics, size: tuple[int, int] | None) -> PixelIntrinsics:

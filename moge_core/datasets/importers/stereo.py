@@ -24,8 +24,8 @@ from typing import Any, Literal, TypeAlias, Unpack, get_args
 
 import numpy.typing as npt
 
-from moge_core.datasets.importers.arrays import pfm_size
 from moge_core.datasets.importers.calls import repeatable
+from moge_core.datasets.importers.float_maps import pfm_size
 from moge_core.datasets.importers.frame_layouts import pair_frames
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics, intrinsics_from_matrix, parse_intrinsics
 from moge_core.datasets.importers.kitti import files_by_stem, numbers_of, read_calibration

@@ -4,7 +4,7 @@
     kitchen/0001,rgb/0001.jpg,depth/0001.png,525,525,319.5,239.5,1000
 
 CSV (commas, semicolons or tabs) with the columns in its first line, or JSONL, one object a line. Paths are relative to
-the table's folder. What may stand there besides:
+the table's folder; `depth` may name an array of its file too, as in `depths.npz:depth`. What may stand there besides:
 
     width height          size that the intrinsics refer to, where that is not the image's
     kind scale offset encoding invalid infinite infinite_from depth_unit depth_array baseline doffs
@@ -236,13 +236,18 @@ def _name(values: Mapping[str, Any], where: str) -> str:
 
 def _record(path: Path, name: str, values: Mapping[str, Any], where: str, given: GivenValues) -> Record:
     camera, notes = _camera(values, where)
-    said = GivenValues.of({word.name: _value(word, values) for word in WORDS if _given(values, word.name)})
+    words = {word.name: _value(word, values) for word in WORDS if _given(values, word.name)}
+    depth, array = _depth_file(path, values)
+    if array is not None and words.setdefault("depth_array", array) != array:
+        rule = "must name the array that is behind the file in the column depth, or nothing"
+        raise FormatError("depth_array", rule, found=f"{words['depth_array']!r} and {array!r}")
+    said = GivenValues.of(words)
     others = {key: _file(path, values, key) for key in ("normal", "mask", "segmentation") if _given(values, key)}
     segmentation = others.get("segmentation")
     record = Record(
         name,
         Stored(_file(path, values, "image")),
-        StoredDepth(_file(path, values, "depth")),
+        StoredDepth(depth),
         camera,
         normal=Stored(others["normal"], _read_normal) if "normal" in others else None,
         mask=Stored(others["mask"], _read_mask) if "mask" in others else None,
@@ -316,6 +321,17 @@ def _file(table: Path, values: Mapping[str, Any], key: str) -> Path:
         fix = why_missing(table.parent, value.strip())
         raise FormatError(key, "must name a file that is there", found=value.strip(), fix=fix)
     return path
+
+
+def _depth_file(table: Path, values: Mapping[str, Any]) -> tuple[Path, str | None]:
+    """The depth file of a row, and the array of it where one is named behind a colon: `depths.npz:depth`."""
+    value = values.get("depth")
+    name, colon, array = value.strip().rpartition(":") if isinstance(value, str) else ("", "", "")
+    if colon and array and "\0" not in name and (table.parent / name).is_file():
+        assert isinstance(value, str)
+        if not (table.parent / value.strip()).is_file():
+            return table.parent / name, array
+    return _file(table, values, "depth"), None
 
 
 def _read_normal(path: Path) -> npt.NDArray[Any]:

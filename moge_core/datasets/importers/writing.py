@@ -28,6 +28,7 @@ from moge_core.datasets.importers.origins import Origins, Standing, check_target
 from moge_core.datasets.importers.records import ImportSettings, Record, finding_of
 from moge_core.datasets.importers.reports import ImportReport, Result, Tally, median
 from moge_core.datasets.importers.same_source import Sample, earlier_imports, refuse_other_source
+from moge_core.datasets.importers.suspicions import unlikely_depth
 from moge_core.datasets.layout import (
     INSPECTION_NAMES,
     META_NAME,
@@ -144,10 +145,10 @@ def run_import(
     kept = remove_instances(out, leftovers) if settings.prune else []
     report = _report_of(tally, out, settings, skipped, [*notes, *_remarks(tally, out, kept)], leftovers, source)
     report = replace(report, taken_for=list(taken_for))
-    if report.metric and report.median_depth_m is not None and not 0.05 < report.median_depth_m < 500:
-        report.notes.append(
-            f"A typical depth of {report.median_depth_m:.3g} m is unlikely; check --depth-scale (`scale` in a table)."
-        )
+    typical_depth = tally.told.typical_depth or report.median_depth_m
+    unlikely = unlikely_depth(typical_depth, tally.told.scale) if report.metric else None
+    if unlikely is not None:
+        report.notes.append(unlikely)
     _append_log(report, importer, source, how, digests or sample.digests())
     if not report.instances:
         first = skipped[0] if skipped else None
@@ -237,8 +238,10 @@ class _Writer:
         unit = record.depth_unit if record.is_metric else None
         standing = self.origins.standing(record, folder, origin)
         if standing is not None and standing.is_current:
-            return Result(record.name, lacks_pose=standing.lacks_pose, depth_unit=unit)
+            return Result(record.name, lacks_pose=standing.lacks_pose, depth_unit=standing.meta.get("depth_unit"))
         frame = read_frame(record, self.settings)
+        if frame.told.is_relative:
+            unit = None
         own_keys = {} if standing is None else standing.own_keys()
         is_edited = standing is not None and standing.is_edited(folder)
         # Everything is encoded before the folder is touched: what cannot be stored leaves it as it was.

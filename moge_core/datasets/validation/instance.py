@@ -231,7 +231,7 @@ class _Examination:
 
     def _check_meta(self) -> None:
         from moge_core.geometry import intrinsics_to_fov
-        from moge_core.io import read_meta
+        from moge_core.io.meta import read_meta, says_no_unit
 
         try:
             meta = read_meta(self._open(META_NAME))
@@ -246,8 +246,7 @@ class _Examination:
             self.depth_unit = float(unit)
         if self.label_type is None and isinstance(meta.get("label_type"), str):
             self.label_type = meta["label_type"]
-        # An importer that leaves the unit out says that the data has none.
-        self.scale_free = self.depth_unit is None and isinstance(meta.get("source"), dict)
+        self.scale_free = self.depth_unit is None and says_no_unit(meta)
         self.values |= {"depth_unit": self.depth_unit, "scale_free": self.scale_free}
         intrinsics = meta["intrinsics"].astype(np.float64)
         problem = camera_problem(intrinsics)
