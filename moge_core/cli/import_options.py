@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -12,6 +13,9 @@ from moge_core.cli.common import EXIT_FINDINGS, verbose
 from moge_core.datasets.importers.records import Distortion, NormalAxes, Orientation
 from moge_core.datasets.importers.vocabulary import WORDS, Word, parse_unit
 from moge_core.errors import InputError
+
+_OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
+_SENTENCE_END = re.compile(r"(?<=[.!?]) (?=[A-Z])")
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -100,6 +104,21 @@ def common_import_options(*, label_type: str) -> Callable[[Command], Command]:
             verbose,
         ]
     )
+
+
+def typable(text: str, command: click.Command) -> str:
+    """A remedy without the sentences that name options which this command does not have.
+
+    Importers share what they say. Where a sentence tells of a table's columns besides, the command for tables keeps it.
+    """
+    known = {option for param in command.params for option in param.opts}
+    sentences = _SENTENCE_END.split(text)
+    kept = [
+        sentence
+        for sentence in sentences
+        if known.issuperset(_OPTION.findall(sentence)) or (command.name == "table" and "table" in sentence)
+    ]
+    return " ".join(kept)
 
 
 def _all_of(options: list[Callable[[Command], Command]]) -> Callable[[Command], Command]:
