@@ -132,7 +132,7 @@ def print_findings(findings: Sequence[Finding], of: str = "instance") -> None:
         click.echo(f"  {severity} {rule}: {count} {of}{'s' if count > 1 else ''}")
         shown = [finding for finding in findings if (finding.severity, finding.rule) == (severity, rule)]
         for finding in shown[:_EXAMPLES_PER_RULE]:
-            click.echo(f"    {finding.instance}: {finding.evidence}. {finding.fix}")
+            click.echo(f"    {finding.instance}: {finding.evidence}. {finding.fix}".rstrip())
         if count > _EXAMPLES_PER_RULE:
             click.echo(f"    and {count - _EXAMPLES_PER_RULE} more")
 

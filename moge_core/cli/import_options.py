@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -14,6 +15,8 @@ from moge_core.datasets.importers.vocabulary import WORDS, Word, parse_unit
 from moge_core.errors import InputError
 
 _PACKED = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst"})
+_OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
+_SENTENCE_END = re.compile(r"(?<=[.!?]) (?=[A-Z])")
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -130,6 +133,21 @@ def common_import_options(*, label_type: str) -> Callable[[Command], Command]:
             verbose,
         ]
     )
+
+
+def typable(text: str, command: click.Command) -> str:
+    """A remedy without the sentences that name options which this command does not have.
+
+    Importers share what they say. Where a sentence tells of a table's columns besides, the command for tables keeps it.
+    """
+    known = {option for param in command.params for option in param.opts}
+    sentences = _SENTENCE_END.split(text)
+    kept = [
+        sentence
+        for sentence in sentences
+        if known.issuperset(_OPTION.findall(sentence)) or (command.name == "table" and "table" in sentence)
+    ]
+    return " ".join(kept)
 
 
 def _all_of(options: list[Callable[[Command], Command]]) -> Callable[[Command], Command]:

@@ -16,13 +16,15 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from moge_core.cli.common import EXIT_FINDINGS, Commands, parse_size, print_findings, progress_bar
-from moge_core.cli.import_options import SourcePath, common_import_options, value_options
+from moge_core.cli.import_options import SourcePath, common_import_options, typable, value_options
+from moge_core.errors import MoGeError
 
 if TYPE_CHECKING:
     from moge_core.datasets.importers import ImportReport
@@ -99,10 +101,20 @@ def _print_leftovers(report: ImportReport) -> None:
 
 def run_importer(importer: Callable[..., ImportReport], source: Path, out: Path, strict: bool, **options: Any) -> None:
     """Import with progress, print the report, and leave with an exit code that says whether all frames came in if
-    `strict` asks it.
+    `strict` asks it. What is printed names only options of this command.
     """
-    with progress_bar("Importing") as progress:
-        report = importer(source, out, progress=progress, **options)
+    command = click.get_current_context().command
+    try:
+        with progress_bar("Importing") as progress:
+            report = importer(source, out, progress=progress, **options)
+    except MoGeError as error:
+        error.fix = typable(error.fix, command) if error.fix else None
+        raise
+    report = replace(
+        report,
+        notes=[told for note in report.notes if (told := typable(note, command))],
+        skipped=[replace(finding, fix=typable(finding.fix, command)) for finding in report.skipped],
+    )
     if report.understood is not None:
         print_understood(report, report.understood, strict)
     else:

@@ -203,8 +203,10 @@ def _dry_run(
     sample = Sample()
     watched = sample.watch(_accepted(records, settings, skipped))
     report = understand(source, out, watched, settings, notes, skipped)
+    events = earlier_imports(out)
     try:
-        refuse_other_source(importer, source, out, (), settings, earlier_imports(out), sample.digests(), how)
+        if events:
+            refuse_other_source(importer, source, out, (), settings, events, sample.digests(), how)
     except DatasetError as error:
         report.notes.append(f"This import would be refused: {error}")
     return report
