@@ -148,6 +148,13 @@ def is_known(word: str) -> bool:
     return _piece(word) is not None
 
 
+@lru_cache(maxsize=1 << 16)
+def count_of_folder_numbers(shape: Shape) -> int:
+    """How many of a name's numbers stand in its folders."""
+    *folders, _ = parts_of(shape)
+    return sum(sign in _ALL_SIGNS for part in folders for sign in part)
+
+
 def is_scene_word(sign: str) -> bool:
     """Whether this is a word that may name a scene."""
     return bool(sign) and sign not in _ALL_SIGNS and not is_known(sign)
@@ -254,11 +261,11 @@ def normal_number(text: str, *, exact_fraction: bool) -> str:
     """
     if text.isdecimal():
         return text.lstrip("0") or "0"
+    if "e-" in text.lower() or "e+" in text.lower():
+        text = format(Decimal(text.replace(",", ".")), "f")
     fraction = _fraction(text)
     if not fraction:
         return text.lower()
-    if "e" in text.lower():
-        return format(Decimal(text.replace(",", ".")), "f").rstrip("0").rstrip(".")
     whole = text[: len(text) - len(fraction) - 1].lstrip("0") or "0"
     if not exact_fraction:
         fraction = fraction.rstrip("0")
@@ -266,8 +273,7 @@ def normal_number(text: str, *, exact_fraction: bool) -> str:
 
 
 def _fraction(text: str) -> str:
-    _, point, fraction = text.replace(",", ".").partition(".")
-    return fraction if point else ""
+    return text.replace(",", ".").partition(".")[2].lower().partition("e")[0]
 
 
 def family(path: PurePosixPath) -> str:
