@@ -8,12 +8,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from click.testing import CliRunner, Result
 
+from moge_core.cli.importing import import_group
 from moge_core.datasets.importers.frame_layouts import Frames, pair_frames
 from moge_core.datasets.importers.passed_by import kind_by_names
 from moge_core.datasets.importers.source_files import find_sources
 from moge_core.datasets.importers.stamps import MAX_TIME_DIFFERENCE_S
 from moge_core.errors import DatasetError
+from moge_core.io import read_depth, read_meta
 
 # What a file holds, by the first letters of what a layout below says of it.
 PICTURE = np.zeros((4, 6, 3), np.uint8)
@@ -232,6 +235,25 @@ LAYOUTS: Mapping[str, tuple[str, str, str, Sequence[tuple[str, str]]]] = {
             ("rep/camera_params_{n}.json", "{{}}"),
         ),
     ),
+    "depth aligned to the images beside raw depth": (
+        "color/{n}.png",
+        "aligned_depth_to_color/{n}.png",
+        "{n}",
+        (("depth/{n}.png", "grey16"), ("infra1/infrared_{n}.png", "grey8")),
+    ),
+    "images aligned to the depth beside raw images": (
+        "color_aligned/{n}.png",
+        "depth/{n}.png",
+        "{n}",
+        (("color/{n}.png", "rgb"),),
+    ),
+    "Blender's passes": ("Image{n}.png", "Depth{n}.exr", "{n}", (("Image{n}.exr", "x"), ("Normal{n}.exr", "x"))),
+    "nerfstudio's smaller copies": (
+        "images/frame_{n}.png",
+        "depth/frame_{n}.png",
+        "frame_{n}",
+        (("images_2/frame_{n}.png", "rgb"), ("images_4/frame_{n}.png", "rgb")),
+    ),
     "stray arrays": (
         "rgb/{n}.png",
         "depth/{n}.npy",
@@ -290,7 +312,7 @@ def test_what_was_passed_by_is_named_with_the_reason(tmp_path: Path) -> None:
     write(tmp_path / "boxes_1.npy", "boxes")
     write(tmp_path / "._rgb_1.png", "x")
     notes = " ".join(frames_of(tmp_path).notes)
-    for name in ("normals_*.png", "distance_to_camera_*.npy", "boxes_*.npy", "._rgb_*.png"):
+    for name in ("normals_1.png", "distance_to_camera_1.npy", "boxes_1.npy", "._rgb_1.png"):
         assert name in notes
 
 
@@ -306,7 +328,7 @@ def test_distances_from_the_camera_are_taken_where_they_are_asked_for_or_alone(t
 def test_pictures_that_are_named_depth_are_neither_images_nor_presumed_to_be_depth(tmp_path: Path) -> None:
     make(tmp_path, ["rgb/1.png", "depth/1.png"], [])
     with pytest.raises(
-        DatasetError, match=r"16-bit depth map.*1 file like depth/\*\.png are pictures of 8 bits.*--depth"
+        DatasetError, match=r"16-bit depth map.*pictures of 8 bits that are named depth: 1 file, depth/1\.png.*--depth"
     ):
         frames_of(tmp_path)
     assert found_in(frames_of(tmp_path, depths="depth/*.png")) == {"1": ("rgb/1.png", "depth/1.png")}
@@ -374,3 +396,55 @@ def test_empty_lists_say_nothing(tmp_path: Path) -> None:
     for name in ("rgb.txt", "depth.txt", "associations.txt"):
         (tmp_path / name).write_text("# nothing\n")
     assert found_in(frames_of(tmp_path)) == {"0": ("rgb/0.png", "depth/0.png")}
+
+
+def imported(*arguments: object) -> Result:
+    return CliRunner().invoke(import_group, ["rgbd-folder", *map(str, arguments)])
+
+
+@pytest.fixture
+def recording(tmp_path: Path) -> Path:
+    """Three frames of TUM's layout, 5 ms between colour and depth, and depth of a fourth."""
+    source = tmp_path / "desk"
+    for n in range(4):
+        if n < 3:
+            write(source / f"rgb/{1305031102.1 + n / 30:.6f}.png", "rgb")
+        write(source / f"depth/{1305031102.105 + n / 30:.6f}.png", "grey16")
+    return source
+
+
+def test_the_command_tells_what_it_took_for_what_and_takes_a_tolerance(recording: Path, tmp_path: Path) -> None:
+    options = (recording, "-o", tmp_path / "out", "--intrinsics", "5,5,2.5,1.5", "--depth-scale", 5000)
+    result = imported(*options)
+    assert result.exit_code == 0, result.output
+    assert "3 instances written" in result.output
+    assert "Images: 3 files like rgb/*.png. Depth maps: 4 files like depth/*.png." in result.output
+    assert "3 pairs; without a partner: 1 depth map." in result.output
+    assert "3 of 3 pairs were found by time stamps that differ, by 5 ms" in result.output
+    refused = imported(*options, "--max-time-difference", 0.004)
+    assert refused.exit_code != 0
+    assert "--max-time-difference" in refused.output
+    assert imported(*options, "--max-time-difference", -1).exit_code != 0
+
+
+def test_files_of_intrinsics_pair_by_time_and_are_told(recording: Path, tmp_path: Path) -> None:
+    for n in range(3):
+        write(recording / f"cameras/{1305031102.1 + n / 30 + 0.001:.6f}.txt", f"{5 + n} 5 2.5 1.5")
+    result = imported(
+        recording, "-o", tmp_path / "out", "--intrinsics", "cameras/*.txt", "--depth-scale", 5000, "--strict"
+    )
+    assert result.exit_code == 0, result.output
+    assert "Intrinsics: 3 of 3 pairs were found by time stamps" in result.output
+    widths = [read_meta(path)["intrinsics"][0][0] for path in sorted((tmp_path / "out").rglob("meta.json"))]
+    np.testing.assert_allclose(widths, [5 / 6, 6 / 6, 7 / 6], rtol=1e-6)
+
+
+def test_distances_from_the_camera_are_read_as_such_and_told(tmp_path: Path) -> None:
+    source = tmp_path / "rep"
+    make(source, ["rgb_1.png"], ["distance_to_camera_1.npy"])
+    result = imported(source, "-o", tmp_path / "out", "--intrinsics", "5,5,2.5,1.5")
+    assert result.exit_code == 0, result.output
+    assert "distances from the camera" in result.output
+    depth = read_depth(tmp_path / "out" / "1" / "depth.png")
+    x, y = np.meshgrid((np.arange(6) - 2.5) / 5, (np.arange(4) - 1.5) / 5)
+    np.testing.assert_allclose(depth, 1 / np.sqrt(x**2 + y**2 + 1), rtol=1e-3)

@@ -45,8 +45,10 @@ _WEAK_IMAGE = "frame|frames|geometric|cam|cams|camera|cameras|video|view|views|m
 _DEPTH = (
     "depth|depths|dpt|zdepth|zbuffer|groundtruth|gt|lidar|zdistance|raydistance|distance|disp|disparity|disparities"
 )
+_REGISTERED = frozenset({"aligned", "registered", "transformed"})
+_OF_REGISTRATION = _REGISTERED | {"to"}
 _MODIFIERS = (
-    "raw|sync|synced|aligned|registered|rectified|rect|undistorted|distorted|resized|cropped|lowres|highres|hires|wide"
+    "raw|sync|synced|aligned|registered|transformed|rectified|rect|undistorted|distorted|resized|cropped|lowres|highres|hires|wide"
     "|ultrawide|small|large|full|results|render|rendered|renders|proj|projected|sparse|dense|velodyne|kinect|realsense"
     "|left|right|bit|bits|uint|float|mm|metric|metres|meters|photometric|exr|npy|npz|tif|tiff|pfm|pgm|bmp"
     "|inverse|inv|ray|euclidean|linear|sensor|filt|visib|class|id|col|laser|tof|stereo|lit|final|clean|r|arkit|iphone|dslr|annotated|original|orig|i|d|mono|grey|gray|keyframes"
@@ -203,6 +205,23 @@ def _role_of_part(part: Shape) -> Role | None:
         if piece in {"image", "depth", "other"}:
             return piece  # type: ignore[return-value]
     return None
+
+
+@lru_cache(maxsize=1 << 16)
+def has_depth_word(shape: Shape) -> bool:
+    """Whether a word of the name means depth."""
+    return any(_piece(word) == "depth" for word in joined_phrases(shape))
+
+
+def token_beside_registration(name: Name) -> tuple[Shape, tuple[str, ...]]:
+    """What is left of a name without its kind and without words like `aligned_to`."""
+    words = (word for word in name.shape if word != FOLDER and word not in _OF_REGISTRATION and not is_droppable(word))
+    return tuple(words), tuple(normal_number(number, exact_fraction=True) for number in name.numbers)
+
+
+def is_named_registered(shape: Shape) -> bool:
+    """Whether the name says that a picture was turned into the view of the other camera."""
+    return not _REGISTERED.isdisjoint(shape)
 
 
 @lru_cache(maxsize=1 << 16)
