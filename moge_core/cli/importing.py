@@ -140,9 +140,12 @@ def import_group() -> None:
     " or a pattern of files, one a frame.",
 )
 @click.option(
-    "--image", "image_glob", metavar="GLOB", help="Images, relative to SOURCE. Default: all that is not depth."
+    "--image",
+    "image_glob",
+    metavar="GLOB",
+    help="Images, relative to SOURCE. Default: pictures that are no depth, mask...",
 )
-@click.option("--depth", "depth_glob", metavar="GLOB", help="Depth maps. Default: every 16-bit grey PNG or PGM.")
+@click.option("--depth", "depth_glob", metavar="GLOB", help="Depth maps. Default: 16-bit grey PNG or PGM, floats.")
 @click.option(
     "--max-time-difference",
     type=click.FloatRange(min=0),

@@ -68,7 +68,7 @@ def pair_frames(
     rest = f"without a partner: {' and '.join(left_over)}" if left_over else "no file is left over"
     taken_for = [
         f"Images: {described(sources.images)}. Depth maps: {described(sources.depths)}.",
-        f"{len(pairing.pairs):,} pairs; {rest}.",
+        f"{len(pairing.pairs):,} pair{'s' * (len(pairing.pairs) != 1)}; {rest}.",
     ]
     return Frames(pairing, taken_for, [*sources.notes, *pairing.notes])
 

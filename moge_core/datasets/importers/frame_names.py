@@ -45,8 +45,10 @@ _WEAK_IMAGE = "frame|frames|geometric|cam|cams|camera|cameras|video|view|views|m
 _DEPTH = (
     "depth|depths|dpt|zdepth|zbuffer|groundtruth|gt|lidar|zdistance|raydistance|distance|disp|disparity|disparities"
 )
+_REGISTERED = frozenset({"aligned", "registered", "transformed"})
+_OF_REGISTRATION = _REGISTERED | {"to"}
 _MODIFIERS = (
-    "raw|sync|synced|aligned|registered|rectified|rect|undistorted|distorted|resized|cropped|lowres|highres|hires|wide"
+    "raw|sync|synced|aligned|registered|transformed|rectified|rect|undistorted|distorted|resized|cropped|lowres|highres|hires|wide"
     "|ultrawide|small|large|full|results|render|rendered|renders|proj|projected|sparse|dense|velodyne|kinect|realsense"
     "|left|right|bit|bits|uint|float|mm|metric|metres|meters|photometric|exr|npy|npz|tif|tiff|pfm|pgm|bmp"
     "|inverse|inv|ray|euclidean|linear|sensor|filt|visib|class|id|col|laser|tof|stereo|lit|final|clean|r|arkit|iphone|dslr|annotated|original|orig|i|d|mono|grey|gray|keyframes"
@@ -148,6 +150,13 @@ def is_known(word: str) -> bool:
     return _piece(word) is not None
 
 
+@lru_cache(maxsize=1 << 16)
+def count_of_folder_numbers(shape: Shape) -> int:
+    """How many of a name's numbers stand in its folders."""
+    *folders, _ = parts_of(shape)
+    return sum(sign in _ALL_SIGNS for part in folders for sign in part)
+
+
 def is_scene_word(sign: str) -> bool:
     """Whether this is a word that may name a scene."""
     return bool(sign) and sign not in _ALL_SIGNS and not is_known(sign)
@@ -196,6 +205,23 @@ def _role_of_part(part: Shape) -> Role | None:
         if piece in {"image", "depth", "other"}:
             return piece  # type: ignore[return-value]
     return None
+
+
+@lru_cache(maxsize=1 << 16)
+def has_depth_word(shape: Shape) -> bool:
+    """Whether a word of the name means depth."""
+    return any(_piece(word) == "depth" for word in joined_phrases(shape))
+
+
+def token_beside_registration(name: Name) -> tuple[Shape, tuple[str, ...]]:
+    """What is left of a name without its kind and without words like `aligned_to`."""
+    words = (word for word in name.shape if word != FOLDER and word not in _OF_REGISTRATION and not is_droppable(word))
+    return tuple(words), tuple(normal_number(number, exact_fraction=True) for number in name.numbers)
+
+
+def is_named_registered(shape: Shape) -> bool:
+    """Whether the name says that a picture was turned into the view of the other camera."""
+    return not _REGISTERED.isdisjoint(shape)
 
 
 @lru_cache(maxsize=1 << 16)
@@ -254,11 +280,11 @@ def normal_number(text: str, *, exact_fraction: bool) -> str:
     """
     if text.isdecimal():
         return text.lstrip("0") or "0"
+    if "e-" in text.lower() or "e+" in text.lower():
+        text = format(Decimal(text.replace(",", ".")), "f")
     fraction = _fraction(text)
     if not fraction:
         return text.lower()
-    if "e" in text.lower():
-        return format(Decimal(text.replace(",", ".")), "f").rstrip("0").rstrip(".")
     whole = text[: len(text) - len(fraction) - 1].lstrip("0") or "0"
     if not exact_fraction:
         fraction = fraction.rstrip("0")
@@ -266,8 +292,7 @@ def normal_number(text: str, *, exact_fraction: bool) -> str:
 
 
 def _fraction(text: str) -> str:
-    _, point, fraction = text.replace(",", ".").partition(".")
-    return fraction if point else ""
+    return text.replace(",", ".").partition(".")[2].lower().partition("e")[0]
 
 
 def family(path: PurePosixPath) -> str:

@@ -27,6 +27,7 @@ from moge_core.datasets.importers.frame_names import (
     NUMBER,
     Name,
     Shape,
+    count_of_folder_numbers,
     family,
     has_fractions_like_decimals,
     is_droppable,
@@ -123,7 +124,9 @@ def pair_by_frame(
 
 
 def _matched(pattern: str, paths: Iterable[PurePosixPath]) -> list[Name]:
-    return [read_name(path, matched_by_wildcards(pattern, path)) for path in paths]
+    texts = ((path, matched_by_wildcards(pattern, path)) for path in paths)
+    # A pattern without wildcards names one file, which needs no token.
+    return [Name(path, (), ()) if text is None else read_name(path, text) for path, text in texts]
 
 
 @dataclass(frozen=True)
@@ -201,6 +204,7 @@ class _Matching:
         self.max_time_difference = max_time_difference
         self.options = options
         self.exact_fraction = not (has_fractions_like_decimals(images) and has_fractions_like_decimals(depths))
+        self.exact_folders = any(map(_has_two_texts_for_a_folder, (images, depths)))
         shapes = [{name.shape for name in side} for side in (images, depths)]
         self.constant, self.scenes = _constant_words(*shapes)
 
@@ -316,10 +320,19 @@ class _Matching:
             groups[self._key(name, dropped)].append(name)
         return groups
 
-    def _key(self, name: Name, dropped: _Dropped) -> Key:
+    def _key(self, name: Name, dropped: _Dropped, without: tuple[int, ...] = ()) -> Key:
         signs, indices = dropped.kept(name.shape)
-        numbers = name.numbers
-        return signs, tuple(normal_number(numbers[i], exact_fraction=self.exact_fraction) for i in indices)
+        # The folders 1/ and 01/ are two where both are there.
+        num_exact = count_of_folder_numbers(name.shape) if self.exact_folders else 0
+        numbers = (
+            ""
+            if i in without
+            else name.numbers[i]
+            if i < num_exact
+            else normal_number(name.numbers[i], exact_fraction=self.exact_fraction)
+            for i in indices
+        )
+        return signs, tuple(numbers)
 
     def _is_token(self, key: Key, *sides: tuple[Name, _Dropped]) -> bool:
         if key[0]:
@@ -361,7 +374,7 @@ class _Matching:
             for name in names:
                 stamp = stamp_of(name.numbers)
                 if stamp is not None:
-                    groups[self._key_without(name, stamp[0], how)].append((stamp[1], name))
+                    groups[self._key(name, how, without=stamp[0])].append((stamp[1], name))
             sides.append(groups)
         lone = [{name.path for name in names} for names in (self.lone_images, self.lone_depths)]
         partner = {image.path: depth.path for image, depth in self.pairs}
@@ -392,12 +405,10 @@ class _Matching:
                 f" in general and {_ms(largest)} at most (--max-time-difference {max_difference:g})."
             )
 
-    def _key_without(self, name: Name, stamp: tuple[int, ...], dropped: _Dropped) -> Key:
-        signs, indices = dropped.kept(name.shape)
-        numbers = tuple(
-            "" if i in stamp else normal_number(name.numbers[i], exact_fraction=self.exact_fraction) for i in indices
-        )
-        return signs, numbers
+
+def _has_two_texts_for_a_folder(names: Iterable[Name]) -> bool:
+    texts = {text for name in names for text in name.numbers[: count_of_folder_numbers(name.shape)]}
+    return len({normal_number(text, exact_fraction=False) for text in texts}) < len(texts)
 
 
 def _constant_words(

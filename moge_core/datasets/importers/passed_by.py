@@ -6,7 +6,16 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
-from moge_core.datasets.importers.frame_names import NamedKind, family, named_kind, read_name, role
+from moge_core.datasets.importers.frame_names import (
+    NamedKind,
+    family,
+    has_depth_word,
+    is_named_registered,
+    named_kind,
+    read_name,
+    role,
+    token_beside_registration,
+)
 
 # The first of these kinds that is there is taken.
 _KINDS: tuple[NamedKind, ...] = ("z", "ray", "disparity", "inverse")
@@ -48,8 +57,11 @@ class PassedBy:
 
 def described(paths: Iterable[PurePosixPath]) -> str:
     """How many files of which names, for people: `3 files (2 like rgb/*.png, 1 like ...)`."""
-    families = Counter(map(family, paths)).most_common()
-    num_files = sum(count for _, count in families)
+    listed = list(paths)
+    families = Counter(map(family, listed)).most_common()
+    num_files = len(listed)
+    if num_files == 1:
+        return f"1 file, {listed[0]}"
     files = f"{num_files:,} file{'s' * (num_files != 1)}"
     if len(families) == 1:
         return f"{files} like {families[0][0]}"
@@ -66,12 +78,15 @@ def no_image(path: PurePosixPath) -> str | None:
     return "pictures that are named depth" if found == "depth" else None
 
 
-def no_depth_map(source: Path) -> Callable[[PurePosixPath], str | None]:
+def no_depth_map(source: Path, is_integer: Callable[[PurePosixPath], bool]) -> Callable[[PurePosixPath], str | None]:
     """Why a file of numbers is no depth map, by its name and the header of its array."""
 
     def reason(path: PurePosixPath) -> str | None:
-        if role(read_name(path).shape) == "other":
+        shape = read_name(path).shape
+        if role(shape) == "other":
             return "named masks, labels, normals or the like"
+        if not is_integer(path) and role(shape) == "image" and not has_depth_word(shape):
+            return "named pictures, though they hold floats"
         if path.suffix.lower() == ".npy" and not _is_map(source / path):
             return "arrays of another shape than a depth map's"
         return None
@@ -90,6 +105,20 @@ def no_preferred_kind(paths: set[PurePosixPath], preferred: NamedKind | None) ->
         return (
             None if kind == best else f"{_KIND_WORDS[kind]} (--depth takes them), because there is {_KIND_WORDS[best]}"
         )
+
+    return reason
+
+
+def not_registered(paths: set[PurePosixPath]) -> Callable[[PurePosixPath], str | None]:
+    """Why a picture is not taken where the same frame is there turned into the view of the other camera."""
+    names = {path: read_name(path) for path in paths}
+    registered = {token_beside_registration(name) for name in names.values() if is_named_registered(name.shape)}
+
+    def reason(path: PurePosixPath) -> str | None:
+        name = names[path]
+        if is_named_registered(name.shape) or token_beside_registration(name) not in registered:
+            return None
+        return "as the sensor saw them, because they are there aligned or registered too"
 
     return reason
 

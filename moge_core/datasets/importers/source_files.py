@@ -14,7 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from moge_core.datasets.importers.frame_names import NamedKind, read_name, role
-from moge_core.datasets.importers.passed_by import PassedBy, described, no_depth_map, no_image, no_preferred_kind
+from moge_core.datasets.importers.passed_by import (
+    PassedBy,
+    described,
+    no_depth_map,
+    no_image,
+    no_preferred_kind,
+    not_registered,
+)
 from moge_core.datasets.importers.usual_mistakes import why_none
 from moge_core.errors import DatasetError, FormatError, InputError
 from moge_core.io import limits
@@ -140,9 +147,10 @@ def find_sources(
 
     Where a file answers to both descriptions its header decides, 16-bit grey is depth; but with a pattern for depth
     alone, what it matches is depth. Without a pattern, what is named a mask, normals, a confidence and so on is passed
-    by, and so are arrays that are no maps, colour pictures that are named depth, and depth of another kind than the
-    others; each only where something else is left. Hidden files and folders and what lies in `exclude` are passed by.
-    Without a pattern, folders that are links are looked into; a pattern finds what `Path.glob` finds.
+    by, and so are arrays that are no maps, colour pictures that are named depth, depth of another kind than the others,
+    and what is there aligned to the other camera too; each only where something else is left. Hidden files and folders
+    and what lies in `exclude` are passed by. Without a pattern, folders that are links are looked into; a pattern finds
+    what `Path.glob` finds.
 
     Args:
         source: the folder.
@@ -171,8 +179,13 @@ def find_sources(
     if image_glob is None:
         images = passed_by.without(images, no_image)
     if depth_glob is None:
-        depths = passed_by.without(depths, no_depth_map(source))
+        depths = passed_by.without(depths, no_depth_map(source, lambda path: path.suffix.lower() in INTEGER_SUFFIXES))
         depths = passed_by.without(depths, no_preferred_kind(depths, kind))
+        registered = passed_by.without(depths, not_registered(depths))
+        # Depth that is turned to the images goes with the images as they were taken.
+        if image_glob is None and registered == depths:
+            images = passed_by.without(images, not_registered(images))
+        depths = registered
     for found, what, option, pattern in (
         (images, "image", options[0], image_glob),
         (depths, "16-bit depth map", options[1], depth_glob),
@@ -193,7 +206,7 @@ def _nothing_found(
     if cause is not None:
         seen, fix = (f"{seen}; {cause[0]}" if cause[0] else seen), cause[1]
     elif pattern is None and what != "image" and named_depth:
-        seen += f"; {described(named_depth)} are pictures of 8 bits"
+        seen += f"; pictures of 8 bits that are named depth: {described(named_depth)}"
         fix += " Pictures of depth are for looking at, unless depth is packed into their channels."
     return DatasetError(
         source, f"must hold at least one {what}" + (f" matching {pattern!r}" if pattern else ""), found=seen, fix=fix

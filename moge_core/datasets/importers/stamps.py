@@ -8,6 +8,7 @@ each once, as TUM's `associate.py` does it (https://cvg.cit.tum.de/data/datasets
 from __future__ import annotations
 
 import heapq
+import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ MAX_TIME_DIFFERENCE_S = 0.02
 """Seconds between stamps that are one moment: the default of TUM's `associate.py`."""
 
 _NS = 1_000_000_000
+_DECIMAL = re.compile(r"\d+(?:[.,]\d+)?(?:[eE][-+]\d+)|\d+[.,]\d+")
 # Whole numbers are stamps only where they are a time since 1970 that lies between 1998 and 2100, in one of these units.
 _FIRST_S, _LAST_S = 900_000_000, 4_100_000_000
 _NS_OF_UNIT = (_NS, 1_000_000, 1_000, 1)
@@ -56,7 +58,7 @@ def stamp_of(numbers: Sequence[str]) -> tuple[tuple[int, ...], int] | None:
     Returns:
         None where there is no stamp or more than one.
     """
-    decimals = [index for index, text in enumerate(numbers) if "." in text or "," in text]
+    decimals = [index for index, text in enumerate(numbers) if _DECIMAL.fullmatch(text)]
     if decimals:
         return ((decimals[0],), _nanoseconds(numbers[decimals[0]])) if len(decimals) == 1 else None
     whole = [index for index, text in enumerate(numbers) if text.isdecimal() and _unit(int(text)) is not None]
