@@ -20,7 +20,7 @@ _MOST_BEND = 0.05  # a stronger edge of depth says no more than this one
 
 # Share of the cells that are such edges. Walls have hardly any: a crease may then lie on any line of the image. Of more
 # edges some should lie on the image's, unless these lie nowhere, as those of grass: then nothing correlates anywhere.
-_FEW_EDGES, _MANY_EDGES = 0.01, 0.02
+_FEW_EDGES, _SOME_EDGES, _MANY_EDGES = 0.01, 0.02, 0.048
 _LEAST_ANYWHERE = 0.06
 
 # Depth is looked for within this share of the longer side from where it is ...
@@ -29,9 +29,11 @@ _REACH = 0.08
 # A Kinect's depth camera has 1.12 times the focal length of its colour camera, an Azure Kinect's 0.83 times.
 _ZOOMS = (0.84, 0.89, 0.94, 1.06, 1.12, 1.19)
 _DOUBTFUL = 0.35
-# A correlation that is worth mentioning, and by how much it must exceed that of depth as it is: absolutely, and by a
-# share of the latter. With a zoom there is more to choose from.
-_LEAST_BEST, _LEAST_GAIN, _LEAST_ZOOMED_GAIN, _LEAST_BARE_GAIN, _LEAST_GAIN_SHARE = 0.12, 0.07, 0.08, 0.16, 0.4
+# A correlation that is worth mentioning.
+_LEAST_BEST = 0.12
+# By how much it must exceed that of depth as it is: absolutely, and by a share of the latter. With a zoom there is more
+# to choose from, and a crease lies on many lines.
+_GAIN, _ZOOMED_GAIN, _CREASE_GAIN = (0.07, 0.4), (0.08, 0.4), (0.1, 1.0)
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def register(grey: npt.NDArray[np.uint8], depth: Map) -> Registration | None:
     fit = _fit(image_edges, depth_edges, margin)
     zoom, found = 1.0, fit
     edges = float(np.count_nonzero((inner >= _MOST_BEND).any(axis=2))) / (inner.shape[0] * inner.shape[1])
-    if edges >= _FEW_EDGES and fit.here < _DOUBTFUL and not _is_better(fit.best, fit.here, _LEAST_GAIN):
+    if edges >= _FEW_EDGES and fit.here < _DOUBTFUL and not _is_better(fit.best, fit.here, _GAIN):
         zoom, zoomed = _fit_zoomed(image_edges, depth_edges, margin)
         if zoomed.best > fit.best + 0.03:
             found = zoomed
@@ -104,8 +106,8 @@ def judge_registration(registration: Registration, settings: ValidationSettings)
     shift = max(abs(part) for part in registration.shift)
     allowed = max(settings.registration_shift, 1.5 * registration.step)
     is_zoomed = registration.zoom != 1
-    least = _LEAST_ZOOMED_GAIN if is_zoomed else _LEAST_GAIN if registration.edges >= _FEW_EDGES else _LEAST_BARE_GAIN
-    if (is_zoomed or shift > allowed) and _is_better(registration.best, registration.here, least):
+    gain = _ZOOMED_GAIN if is_zoomed else _GAIN if registration.edges >= _FEW_EDGES else _CREASE_GAIN
+    if (is_zoomed or shift > allowed) and _is_better(registration.best, registration.here, gain):
         x, y = registration.shift
         zoomed = f" and zoomed by {registration.zoom:g}" if is_zoomed else ""
         yield (
@@ -113,16 +115,14 @@ def judge_registration(registration: Registration, settings: ValidationSettings)
             f"edges of depth and image correlate by {registration.here:.2f} as they are, and by {registration.best:.2f}"
             f" with depth moved by {x:+.1%}, {y:+.1%} of the longer side{zoomed}",
         )
-    elif (
-        registration.edges > _MANY_EDGES
-        and registration.here < settings.min_registration
-        and registration.best > _LEAST_ANYWHERE
+    elif registration.here < settings.min_registration and (
+        registration.edges > _MANY_EDGES or (registration.edges > _SOME_EDGES and registration.best > _LEAST_ANYWHERE)
     ):
         yield "registered", f"edges of depth and image have nothing in common (correlation {registration.here:.2f})"
 
 
-def _is_better(best: float, here: float, least_gain: float) -> bool:
-    return best > _LEAST_BEST and best - here > max(least_gain, _LEAST_GAIN_SHARE * abs(here))
+def _is_better(best: float, here: float, gain: tuple[float, float]) -> bool:
+    return best > _LEAST_BEST and best - here > max(gain[0], gain[1] * abs(here))
 
 
 @dataclass(frozen=True)
