@@ -31,7 +31,7 @@ _LEAST_HALF, _MOST_HALF, _HALF_INFINITY = 0x2C00, 0x5C00, 0x7C00
 # Planes as the float16 that the integers would be: so many triples for z, and so many times those for disparity.
 _HALF_VOTES, _HALF_SHARE, _HALF_LEAD = 120, 0.04, 2.3
 
-_LEAST_LEVELS = 64
+_LEAST_LEVELS, _SAMPLE = 64, 1024
 # Of the known pixels, at whole numbers, where the integers can be told apart.
 _WHOLE_SHARE = 0.95
 
@@ -58,32 +58,44 @@ def judge_encoding(
 
 
 def _turned(values: DepthValues, coded: CodedDepth) -> str | None:
+    sample = slice(None, None, max(1, values.levels.size // _SAMPLE))
     for scale in _TURNED_SCALES:
-        stored = values.levels * scale
-        if not 2 * _LEAST_LEVELS * _TURNED <= stored[-1] <= 65535.5:
+        if not 2 * _LEAST_LEVELS * _TURNED <= values.levels[-1] * scale <= 65535.5:
             continue
-        error = stored * _code_error(coded)
-        counts = np.where(error < _TURNED_CERTAIN, values.counts, 0)
-        num_certain = int(counts.sum())
-        if num_certain < 0.5 * values.num_known:
+        # A part of the levels is enough to see that most maps are not turned.
+        share, _ = _multiples_of_8(values.levels[sample] * scale, values.counts[sample], coded)
+        if share < 0.5:
             continue
-        eighths = np.rint(stored / _TURNED).astype(np.int64)
-        is_multiple = np.abs(stored - _TURNED * eighths) <= error + 0.05
-        multiples = counts[is_multiple].sum() / num_certain
-        if multiples < _TURNED_SHARE:
-            continue
-        if all(counts[is_multiple & (eighths % k == 0)].sum() < _MOST_COARSER * num_certain for k in _COARSER):
+        share, coarser = _multiples_of_8(values.levels * scale, values.counts, coded)
+        if share >= _TURNED_SHARE and coarser < _MOST_COARSER * share:
             return (
-                f"read with {scale:g} units a metre, {multiples:.0%} of the pixels have a multiple of 8 stored, as of"
+                f"read with {scale:g} units a metre, {share:.0%} of the pixels have a multiple of 8 stored, as of"
                 " integers that are turned by three bits (SUN RGB-D)"
             )
     return None
 
 
+def _multiples_of_8(
+    stored: npt.NDArray[np.float64], counts: npt.NDArray[np.int64], coded: CodedDepth
+) -> tuple[float, float]:
+    """Shares of the pixels whose stored number is a multiple of 8, and at most of 8 times one of `_COARSER`.
+
+    Both are 0 where the codes are too coarse to tell.
+    """
+    error = stored * _code_error(coded)
+    certain = np.where(error < _TURNED_CERTAIN, counts, 0)
+    num_certain = int(certain.sum())
+    if num_certain < 0.5 * counts.sum():
+        return 0.0, 0.0
+    eighths = np.rint(stored / _TURNED).astype(np.int64)
+    is_multiple = np.abs(stored - _TURNED * eighths) <= error + 0.05
+    coarser = max(int(certain[is_multiple & (eighths % k == 0)].sum()) for k in _COARSER)
+    return float(certain[is_multiple].sum()) / num_certain, coarser / num_certain
+
+
 def _float16(values: DepthValues, coded: CodedDepth, intrinsics: npt.NDArray[np.float64]) -> str | None:
     # Half-precision numbers of a scene differ by little as integers: most maps are done with here.
-    cumulative = np.cumsum(values.counts)
-    low, high = (values.levels[np.searchsorted(cumulative, share * cumulative[-1])] for share in (0.02, 0.9))
+    low, high = values.quantile(0.02), values.quantile(0.9)
     if high > _MOST_HALF / _LEAST_HALF * low:
         return None
     for scale in _SCALES:

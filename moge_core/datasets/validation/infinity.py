@@ -54,13 +54,14 @@ def judge_infinity(
         return stripe
     height, width = infinite.shape
     told = f"{num_infinite / infinite.size:.1%} of the pixels are infinitely far"
-    dark = ~_bright(grey, infinite)
-    loose = infinite & ~_hanging(infinite) & dark & _below_level_camera(height, intrinsics)
+    loose = infinite & ~_hanging(infinite) & _below_level_camera(height, intrinsics)
+    loose = _dark(loose, grey, infinite, settings)
     if _are_many(loose, num_infinite, settings):
         share = np.count_nonzero(loose) / num_infinite
         return f"{told}, {share:.0%} of them in holes, stripes or specks in the lower part of the picture"
     if floor_normal is not None and intrinsics is not None:
-        under = infinite & dark & _below_horizon(height, width, intrinsics, floor_normal)
+        under = infinite & _below_horizon(height, width, intrinsics, floor_normal)
+        under = _dark(under, grey, infinite, settings)
         if _are_many(under, num_infinite, settings):
             share = np.count_nonzero(under) / num_infinite
             return f"{told}, {share:.0%} of them below the horizon of the floor that is seen"
@@ -100,15 +101,15 @@ def _hanging(chosen: Mask) -> Mask:
     return np.asarray(np.isin(labels, at_border[at_border > 0]))
 
 
-def _bright(grey: npt.NDArray[np.uint8] | None, infinite: Mask) -> Mask:
-    """Where the image is brighter than nearly all of what is not infinite, as behind a window."""
+def _dark(misplaced: Mask, grey: npt.NDArray[np.uint8] | None, infinite: Mask, settings: ValidationSettings) -> Mask:
+    """Without what the image shows brighter than nearly all of what is not infinite, as behind a window."""
     from moge_core.io.opencv import cv2
 
-    if grey is None or infinite.all():
-        return np.zeros_like(infinite)
+    if grey is None or infinite.all() or not _are_many(misplaced, int(np.count_nonzero(infinite)), settings):
+        return misplaced
     height, width = infinite.shape
     small = cv2.resize(grey, (width, height), interpolation=cv2.INTER_AREA)
-    return np.asarray(small > np.quantile(small[~infinite], _BRIGHT))
+    return np.asarray(misplaced & (small <= np.quantile(small[~infinite], _BRIGHT)))
 
 
 def _stripe(infinite: Mask) -> str | None:

@@ -35,8 +35,8 @@ _GRID, _COARSE = 160, 96
 # Factors of depth and of focal length that are tried.
 _SCALES = (0.1, 0.2, 0.33, 0.5, 0.7, 1.4, 2.0, 3.0, 5.0, 10.0)
 _FOCALS = (0.6, 0.77, 1.3, 1.6)
-# Noise and the spacing of the grid alone make this median error; another factor must leave this share of it.
-_NOISE, _FITS = 0.008, 0.55
+# The spacing of the grid alone makes about this median error; another factor must leave no more than this share of it.
+_NOISE, _FITS = 0.005, 0.55
 # Pairs of a scene on which factors are tried: they differ little.
 _PAIRS_TRIED = 4
 
@@ -108,6 +108,11 @@ class _Comparison:
     seen: int
     frames: tuple[_Frame, _Frame]
 
+    @property
+    def names(self) -> tuple[str, str]:
+        """The two instances."""
+        return self.first.path, self.second.path
+
 
 def _compare(root: Path, first: InstanceRecord, second: InstanceRecord) -> _Comparison | None:
     try:
@@ -122,13 +127,13 @@ def _compare(root: Path, first: InstanceRecord, second: InstanceRecord) -> _Comp
 
 
 def _judge(compared: Sequence[_Comparison], settings: ValidationSettings) -> list[Finding]:
-    """Findings about the pairs of one scene."""
+    """Findings about the pairs of one scene, one for each second frame: that of the pair which is farthest off."""
     better = _better_factors(compared)
-    findings = []
-    for pair in compared:
+    findings: dict[str, Finding] = {}
+    for pair in sorted(compared, key=lambda pair: -pair.as_z):
         # With a short baseline ray lengths are off by less than the bound; that they fit far better as rays tells them.
         fits_as_rays = pair.as_z > 0.02 and pair.as_ray < 0.4 * pair.as_z
-        factor = None if fits_as_rays else better.get(pair.second.path)
+        factor = None if fits_as_rays else better.get(pair.names)
         if not (pair.as_z > settings.reprojection_error or fits_as_rays or factor is not None):
             continue
         evidence = f"points of {pair.first.path} miss its depth by {pair.as_z:.1%} (median of {pair.seen} pixels)"
@@ -138,8 +143,9 @@ def _judge(compared: Sequence[_Comparison], settings: ValidationSettings) -> lis
             evidence += f", and by {factor.error:.1%} with {factor.what} {factor.value:g} times as large"
         fix = "Import again with --kind ray." if fits_as_rays else None if factor is None else factor.fix
         finding = finding_of("reprojects", pair.second.path, evidence, settings, fix)
-        findings += [finding] if finding is not None else []
-    return findings
+        if finding is not None:
+            findings.setdefault(pair.second.path, finding)
+    return list(findings.values())
 
 
 @dataclass(frozen=True)
@@ -160,30 +166,38 @@ class _Factor:
         )
 
 
-def _better_factors(compared: Sequence[_Comparison]) -> Mapping[str, _Factor]:
-    """The factor that fits far better by the pair's second instance; empty unless most pairs of the scene have one."""
+def _better_factors(compared: Sequence[_Comparison]) -> Mapping[tuple[str, str], _Factor]:
+    """The factor that fits far better by pair; empty unless most pairs of the scene have one."""
     noisy = [pair for pair in compared if pair.as_z > _NOISE]
     chosen = sorted({round(x) for x in np.linspace(0, len(noisy) - 1, _PAIRS_TRIED)}) if noisy else []
     tried = [noisy[number] for number in chosen]
-    found = {pair.second.path: factor for pair in tried if (factor := _best_factor(pair)) is not None}
+    found = {pair.names: factor for pair in tried if (factor := _best_factor(pair)) is not None}
     # Noise, and poses that drift, let one pair or the other fit another factor better.
-    alike = [factor for factor in found.values() if factor.value > 1]
-    agree = 2 * len(found) > len(tried) and len(alike) in (0, len(found))
+    larger = [factor for factor in found.values() if factor.value > 1]
+    agree = 2 * len(found) > len(tried) and len(larger) in (0, len(found))
     return found if agree else {}
 
 
 def _best_factor(pair: _Comparison) -> _Factor | None:
+    """The factor that is chosen on few pixels, where it also fits far better on all."""
     first, second = (frame.coarser() for frame in pair.frames)
-    as_it_is, seen = _error(first, second)
-    best: _Factor | None = None
+    best: tuple[float, str, float] | None = None
     for what, values in (("depth", _SCALES), ("focal length", _FOCALS)):
         for value in values:
-            scale, focal = (value, 1.0) if what == "depth" else (1.0, value)
-            error, num = _error(first, second, scale=scale, focal=focal)
-            # What leaves the other frame's view does not fit better.
-            if num >= 0.4 * seen and error < _FITS * as_it_is and (best is None or error < best.error):
-                best = _Factor(what, value, error)
-    return best
+            error, seen = _error_with(first, second, what, value)
+            if seen > 0 and (best is None or error < best[0]):
+                best = error, what, value
+    if best is None:
+        return None
+    _, what, value = best
+    error, seen = _error_with(*pair.frames, what, value)
+    # What leaves the other frame's view does not fit better.
+    return _Factor(what, value, error) if seen >= 0.4 * pair.seen and error < _FITS * pair.as_z else None
+
+
+def _error_with(source: _Frame, target: _Frame, what: str, value: float) -> tuple[float, int]:
+    scale, focal = (value, 1.0) if what == "depth" else (1.0, value)
+    return _error(source, target, scale=scale, focal=focal)
 
 
 class _Frame:

@@ -68,9 +68,16 @@ class DepthValues:
             "inf_share": self.num_infinite / self.num_pixels,
         }
 
+    @functools.cached_property
+    def _cumulative(self) -> npt.NDArray[np.int64]:
+        return np.cumsum(self.counts)
+
+    def quantile(self, share: float) -> float:
+        """The depth that this share of the finite pixels is nearer than."""
+        return float(self.levels[np.searchsorted(self._cumulative, share * self.num_known)])
+
     def _median(self) -> float:
-        cumulative = np.cumsum(self.counts)
-        low, high = np.searchsorted(cumulative, [(self.num_known - 1) // 2, self.num_known // 2], side="right")
+        low, high = np.searchsorted(self._cumulative, [(self.num_known - 1) // 2, self.num_known // 2], side="right")
         return float((self.levels[low] + self.levels[high]) / 2)
 
 
