@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moge_core.datasets.importers.records import StoredDepth
-from moge_core.datasets.validation.geometry import Map, depth_edges, image_edges, register
+from moge_core.datasets.validation.registration import Map, depth_edges, image_edges, register
 
 LEAST_FIT = 0.2
 """Correlation of edges from which something is said: of the sample frames no wrong fit reaches it, and nearly all true
