@@ -33,7 +33,7 @@ from moge_core.cli.common import (
     "--val-fraction",
     type=float,
     metavar="SHARE",
-    help="Also write .train.txt and .val.txt with this share of the scenes (folders above instances) held out.",
+    help="Also write .train.txt and .val.txt with this share of the scenes held out; of a single video, of its frames.",
 )
 @click.option("--strict", is_flag=True, help=f"Exit with {EXIT_FINDINGS} if any instance is broken.")
 @verbose
@@ -73,8 +73,10 @@ def index_command(
         held_out, scenes = split.num_scenes
         click.echo(
             f"  .train.txt: {len(split.train)} instances; .val.txt: {len(split.validation)}"
-            f" ({held_out} of {scenes} scenes)"
+            f" ({held_out} of {scenes} scenes)" + (f"; in neither: {len(split.gap)}" if split.gap else "")
         )
+        for line in split.told:
+            click.echo(f"    {line}")
     if strict and report.num_broken:
         sys.exit(EXIT_FINDINGS)
 
