@@ -1,4 +1,4 @@
-"""`python -m benchmarks.finetuning BASE.pt --samples FOLDER`: what finetuning on a few real frames does to unseen rooms.
+"""`python -m benchmarks.finetuning BASE.pt --samples FOLDER`: what finetuning on a few frames does to unseen rooms.
 
 The frames of MANIFEST.json in FOLDER are divided by rooms into two halves. The base model is finetuned on each half and
 scored on the rooms of the other. The number of steps is chosen on one half and its score claimed on the other, so no
@@ -18,7 +18,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from moge_core.configuration import load_json
@@ -155,8 +154,9 @@ def _score(base: Path, checkpoints: Mapping[int, Path], unseen: Sequence[HeldOut
         model = load_model(path)
         found = HeldOutScorer(unseen, scoring_tokens(model), batch_size=4).score(model).values
         curve[steps] = {each.name: found[f"eval.{each.name}.rel"] for each in unseen}
-        frames = [(found[f"eval.{each.name}.rel"], len(each.instances)) for each in unseen]
-        curve[steps]["mean of frames"] = float(np.average(*map(list, zip(*frames, strict=True))))
+        number_of = {each.name: len(each.instances) for each in unseen}
+        total = sum(score * number_of[room] for room, score in curve[steps].items())
+        curve[steps]["mean of frames"] = total / sum(number_of.values())
     return curve
 
 
@@ -173,7 +173,7 @@ def _claim(curves: Sequence[Mapping[int, Mapping[str, float]]]) -> None:
     for chosen_on, scored_on in ((0, 1), (1, 0)):
         means = {steps: scores["mean of frames"] for steps, scores in curves[chosen_on].items()}
         steps = min(means, key=means.__getitem__)
-        before, after = (curves[scored_on][each]["mean of frames"] for each in (0, steps))
+        before, after = (curves[scored_on][number]["mean of frames"] for number in (0, steps))
         print(
             f"{steps} steps, chosen on the unseen rooms of one half: {before:.3f} before, {after:.3f} after on the other"
         )

@@ -93,6 +93,7 @@ class CheckpointManifest(_Record):
     batch_size_total: int | None = None
     held_out: str | None = None
     held_out_rule: int | None = None
+    held_out_how: list[str] = Field(default_factory=list)
 
 
 def manifest_path_of(checkpoint: Path) -> Path | None:

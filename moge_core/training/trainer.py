@@ -384,6 +384,7 @@ class Trainer:
             "held_out": self.split.digest() if self.split else None,
             "held_out_fraction": self.flags.eval_fraction if self.split else None,
             "held_out_rule": self.split.rule if self.split else None,
+            "held_out_how": self.split.told if self.split else [],
         }
 
     # --- building ---

@@ -18,7 +18,7 @@ from moge_core.datasets.layout import INDEX_NAME, VALIDATION_NAME
 from moge_core.datasets.lists import FOLDER_RULE, SCENE_RULE, WrittenLists
 from moge_core.datasets.scene_finding import Scenes, find_scenes
 from moge_core.datasets.splits import split_again
-from moge_core.errors import DatasetError, MissingIndexError
+from moge_core.errors import DatasetError
 from moge_core.loading import DataConfig
 from moge_core.loading.config import DatasetConfig
 
@@ -99,8 +99,8 @@ def split_datasets(data: DataConfig, fraction: float, most: int, rule: int = SCE
         elif listed is None and not fraction:
             train, chosen = index, []
         else:
-            scenes = _scenes_of(dataset, index, listed or ())
-            held = _by_lists(dataset, scenes, index, listed) if listed else _by_share(dataset, scenes, index, fraction)
+            scenes = _scenes_of(dataset, index, listed)
+            held = _by_lists(dataset, scenes, index, listed) if listed else _by_share(dataset, scenes, fraction)
             train, chosen = held.train, held.held_out
             split.told.extend(f"{dataset.name}: {line}" for line in held.told)
         if not chosen or not train:
@@ -142,26 +142,21 @@ def _listed_for_validation(dataset: DatasetConfig) -> list[str] | None:
     return read_index(root, VALIDATION_NAME) if (root / VALIDATION_NAME).is_file() else None
 
 
-def _scenes_of(dataset: DatasetConfig, index: Sequence[str], listed: Sequence[str]) -> Scenes:
-    """The scenes of what is trained on and held out, and of what `.index.txt` names besides: gaps are in no split."""
+def _scenes_of(dataset: DatasetConfig, index: Sequence[str], listed: Sequence[str] | None) -> Scenes:
+    """The scenes of what is trained on and held out; beside a split also of what is in neither, as gaps are."""
     root = dataset.resolved_path()
-    try:
-        everything = read_index(root) if dataset.index != INDEX_NAME else ()
-    except MissingIndexError:
-        everything = ()
-    return find_scenes(root, [*index, *listed, *everything])
+    everything: Sequence[str] = ()
+    if listed and dataset.index != INDEX_NAME and (root / INDEX_NAME).is_file():
+        everything = read_index(root)
+    return find_scenes(root, [*index, *(listed or ()), *everything])
 
 
-def _by_share(dataset: DatasetConfig, scenes: Scenes, index: Sequence[str], fraction: float) -> Holding:
+def _by_share(dataset: DatasetConfig, scenes: Scenes, fraction: float) -> Holding:
     try:
-        found = hold_out(scenes, fraction)
+        return hold_out(scenes, fraction)
     except DatasetError as error:
         logger.warning("%s: %s", dataset.name, error)
-        return Holding(list(index), [], [], (0, 1), ())
-    # Of a list that is part of the dataset, its own instances.
-    trained, listed = set(found.train), set(index)
-    held_out = [name for name in found.held_out if name in listed]
-    return replace(found, train=[name for name in index if name in trained], held_out=held_out)
+        return Holding(list(scenes.scene_of), [], [], (0, 1), ())
 
 
 def _by_lists(dataset: DatasetConfig, scenes: Scenes, index: Sequence[str], listed: list[str]) -> Holding:

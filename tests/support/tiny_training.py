@@ -55,7 +55,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def many_scenes(scenes: Path) -> dict[str, Any]:
-    """A `data` section with a dataset `many` beside `scenes`: enough to hold a part out and claim a score on another."""
+    """A `data` section with a dataset `many` beside `scenes`: enough to choose by one part and be scored on another."""
     render_sample_scenes(scenes / "many", 40, 8, size=(96, 72))
     index_dataset(scenes / "many")
     return {"datasets": [{"name": "many", "path": "many", "label_type": "synthetic", "depth_unit": 1.0}]}
