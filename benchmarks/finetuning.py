@@ -174,9 +174,7 @@ def _claim(curves: Sequence[Mapping[int, Mapping[str, float]]]) -> None:
         means = {steps: scores["mean of frames"] for steps, scores in curves[chosen_on].items()}
         steps = min(means, key=means.__getitem__)
         before, after = (curves[scored_on][number]["mean of frames"] for number in (0, steps))
-        print(
-            f"{steps} steps, chosen on the unseen rooms of one half: {before:.3f} before, {after:.3f} after on the other"
-        )
+        print(f"{steps} steps, chosen on one half; rel of the other {before:.3f} before, {after:.3f} after")
 
 
 if __name__ == "__main__":
