@@ -71,9 +71,10 @@ def index_command(
     if val_fraction is not None:
         split = split_dataset(dataset, val_fraction, rebuild=rebuild)
         held_out, scenes = split.num_scenes
+        of_scenes = f"{held_out} of {scenes} scenes" if scenes > 1 else "a block of one scene"
+        in_neither = f"; in neither: {len(split.gap)}" if split.gap else ""
         click.echo(
-            f"  .train.txt: {len(split.train)} instances; .val.txt: {len(split.validation)}"
-            f" ({held_out} of {scenes} scenes)" + (f"; in neither: {len(split.gap)}" if split.gap else "")
+            f"  .train.txt: {len(split.train)} instances; .val.txt: {len(split.validation)} ({of_scenes}){in_neither}"
         )
         for line in split.told:
             click.echo(f"    {line}")

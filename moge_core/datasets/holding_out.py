@@ -271,7 +271,8 @@ def _told(
     blocks: Mapping[str, tuple[Video, tuple[int, int]]],
     gap: Collection[str],
 ) -> tuple[str, ...]:
-    told = [f"{_count(len(units), 'scene')} found by {scenes.found_by}; {len(held)} held out whole"]
+    whole = f"; {len(held)} held out whole" if held else ""
+    told = [f"{_count(len(units), 'scene')} found by {scenes.found_by}{whole}"]
     for scene, (video, (first, last)) in blocks.items():
         ordered = sorted(units[scene], key=lambda name: (video.place_of[name], name))
         block = [name for name in ordered if first <= video.place_of[name] <= last]

@@ -2,7 +2,8 @@
 
 Asked in this order, until there are at least two scenes:
 
-1. folders: recordings of one room (`chess/seq-01`, `scene0000_01`) and the cameras of a rig (`scene/cam0`) are one;
+1. folders: recordings of one room (`chess/seq-01`, `scene0000_01`), the cameras of a rig (`scene/cam0`) and numbered
+   parts of one video (`part1`, `part2`) are one;
 2. import records: where an instance's picture came from, as meta.json tells, and what was rendered one by one;
 3. names: several numbered families in one folder (`hall_0001`, `attic_0001`) are scenes, one family is one video;
 4. poses: names without frame numbers, but with camera poses, are one reconstruction;
@@ -13,7 +14,9 @@ In doubt instances are one scene: too much held together costs data, too little 
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -36,6 +39,7 @@ _MAX_FOLDERS_ASKED = 64
 # So many meta.json are read one by one where the sampled ones say that it matters; about 20 s.
 _MAX_RECORDS = 200_000
 _MAX_META_BYTES = 1 << 20
+_PART = re.compile(r"(?:part|chunk|batch|shard|split)?[-_ ]?\d+", re.IGNORECASE)
 _POSE_KEYS = ("pose", "camera_to_world", "cam2world")
 # What most means: of names that have a number, of frames that follow each other at the same distance.
 _MOST, _HALF = 0.9, 0.5
@@ -83,7 +87,7 @@ def find_scenes(root: Path, instances: Iterable[str]) -> Scenes:
     """
     listed = list(dict.fromkeys(instances))
     ordered = sorted(listed)
-    names = {name: parse_frame_name(name) for name in ordered}
+    names = _with_parts_joined({name: parse_frame_name(name) for name in ordered})
     rooms = {name: parsed.room for name, parsed in names.items()}
     places = {name: parsed.place for name, parsed in names.items()}
     if len(set(rooms.values())) > 1:
@@ -96,6 +100,36 @@ def find_scenes(root: Path, instances: Iterable[str]) -> Scenes:
 
 
 # --- several folders ---
+
+
+def _with_parts_joined(names: dict[str, FrameName]) -> dict[str, FrameName]:
+    """Folders such as `part1` and `part2`, where one goes on numbering where the other ends, are one video."""
+    numbers: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for parsed in names.values():
+        parent, _, folder = parsed.place.rpartition("/")
+        if parsed.number is not None and _PART.fullmatch(folder):
+            numbers[parent][folder].append(parsed.number)
+    joined = {
+        f"{parent}/{folder}" if parent else folder: parent
+        for parent, parts in numbers.items()
+        if len(parts) > 1 and _go_on(list(parts.values()))
+        for folder in parts
+    }
+    if not joined:
+        return names
+    return {
+        name: replace(parsed, place=joined[parsed.place], room=joined[parsed.place])
+        if parsed.place in joined
+        else parsed
+        for name, parsed in names.items()
+    }
+
+
+def _go_on(parts: Sequence[Sequence[float]]) -> bool:
+    """Whether each range of numbers begins one step after another ends."""
+    ranges = sorted((min(part), max(part), len(set(part))) for part in parts)
+    step = max((last - first) / max(count - 1, 1) for first, last, count in ranges) or 1.0
+    return all(0 < after[0] - before[1] <= 2 * step for before, after in itertools.pairwise(ranges))
 
 
 def _in_folders(root: Path, found: Scenes) -> Scenes:

@@ -80,7 +80,7 @@ def test_the_index_command_says_what_it_held_out_of_one_video(data: Path, write_
         write_instance(f"{number:04d}")
     run = CliRunner().invoke(cli, ["index", str(data), "--val-fraction", "0.1"])
     assert run.exit_code == 0, run.output
-    assert ".train.txt: 34 instances; .val.txt: 4 (1 of 1 scenes); in neither: 2" in run.output
+    assert ".train.txt: 34 instances; .val.txt: 4 (a block of one scene); in neither: 2" in run.output
     assert (
         "found by frame numbers of one video" in run.output and "of one video of 40 frames 0001 to 0004" in run.output
     )

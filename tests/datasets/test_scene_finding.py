@@ -43,6 +43,7 @@ def scenes_of(instances: list[str], root: Path = NOWHERE) -> set[frozenset[str]]
         [f"{1305031102.1 + number / 30:.6f}" for number in range(90)],
         [f"cam{camera}/{1600000000000 + 33 * number + 7 * camera}" for camera in (0, 1) for number in range(90)],
         [f"frame_{10 * number:05d}" for number in range(40)],
+        [f"part{int(number) // 50}/{number}" for number in NUMBERS],
     ],
     ids=lambda names: names[-1],
 )
@@ -62,6 +63,7 @@ def test_one_video_is_one_scene_however_its_frames_and_cameras_are_named(instanc
         ([f"office/Hard/P00{seq}/{number}" for seq in "12" for number in NUMBERS] + ["barn/Easy/P000/1"], 2),
         ([f"{room}_{number}" for room in ("hall", "attic") for number in NUMBERS], 2),
         (["kitchen", "forest", "harbour", "street"], 4),
+        ([f"sequences/0{seq}/{number}" for seq in "012" for number in NUMBERS], 3),
         ([*NUMBERS, *(f"other/{number}" for number in NUMBERS)], 2),
     ],
 )
