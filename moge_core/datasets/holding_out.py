@@ -255,9 +255,9 @@ def _remedy(scenes: Scenes, members: Mapping[str, Sequence[str]]) -> str:
         # The claimed frames, a gap, and one to choose by.
         share = math.ceil(100 * (video.after(LEAST_CLAIMED - 1) + 1) / video.length) / 100
         if share < 1 and block_of(video, share) is not None:
-            return f"a share of {share:g} would do"
+            return f"`--val-fraction {share:g}`, or `--eval_fraction {share:g}` of a training, would do"
         return "the video is too short for that"
-    return "hold out more scenes"
+    return "import more scenes, or hold more of them out"
 
 
 def _is_near(video: Video, place: int, trained: Sequence[int]) -> bool:
@@ -280,7 +280,8 @@ def _told(
         stamped = f" and at least {GAP_SECONDS:g} s" if video.seconds is not None else ""
         told.append(
             f"of one video of {_count(video.length, 'frame')} {block[0]} to {block[-1]} are held out; {around}"
-            f" instances next to them are in neither list (a gap of {GAP_SHARE:.0%} of the video{stamped})"
+            " instances next to them are neither trained on nor held out"
+            f" (a gap of {GAP_SHARE:.0%} of the video{stamped})"
         )
     return tuple(told)
 

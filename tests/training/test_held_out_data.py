@@ -69,7 +69,10 @@ def test_too_few_are_still_chosen_by_but_no_score_is_claimed(configure: Data) ->
     split = split_datasets(configure({"video": VIDEO[:60], "one": ["0001"], "two": ["a/1", "b/1"]}), 0.1, 1000)
     assert [each.name for each in split.held_out] == ["video", "two"] and split.claimed == []
     assert split.train["one"] == ["0001"]
-    assert split.unclaimed.keys() == {"video", "two"} and "a share of 0.2 would do" in split.unclaimed["video"]
+    assert (
+        split.unclaimed.keys() == {"video", "two"}
+        and "`--eval_fraction 0.2` of a training, would do" in split.unclaimed["video"]
+    )
 
 
 def test_lists_that_we_wrote_keep_their_gap_out_of_training_whatever_list_is_trained_on(
