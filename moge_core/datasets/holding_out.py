@@ -271,7 +271,8 @@ def _told(
     blocks: Mapping[str, tuple[Video, tuple[int, int]]],
     gap: Collection[str],
 ) -> tuple[str, ...]:
-    whole = f"; {len(held)} held out whole" if held else ""
+    num_held, num_all = sum(len(units[scene]) for scene in held), sum(map(len, units.values()))
+    whole = f"; {len(held)} held out whole, {num_held:,} of {num_all:,} instances" if held else ""
     told = [f"{_count(len(units), 'scene')} found by {scenes.found_by}{whole}"]
     for scene, (video, (first, last)) in blocks.items():
         ordered = sorted(units[scene], key=lambda name: (video.place_of[name], name))

@@ -29,11 +29,6 @@ logger = logging.getLogger(__name__)
 HISTORY_NAME = "evaluations.jsonl"
 EVALUATION_NAME = "evaluation.json"
 
-_OF_BEFORE = (
-    "the run holds out by the rule of before: its weights were chosen by the instances that it is scored on, and frames"
-    " next to them were trained on"
-)
-
 Progress = Callable[[int, int], None]
 
 
@@ -115,7 +110,7 @@ def evaluate_best(
     split = untrained_instances(config.data, _fraction_of(checkpoint.manifest), most, rule_of(checkpoint.manifest))
     target = choose_device(device)
     tell(f"device {describe_device(target)}, precision {precision}")
-    for line in (*split.told, *([_OF_BEFORE] if split.rule == FOLDER_RULE and split.claimed else ())):
+    for line in split.told:
         tell(line)
     own = {"model": checkpoint.model_path, "ema": checkpoint.ema_path}
     total = sum(path is not None for path in own.values()) + 2

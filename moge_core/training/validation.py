@@ -24,6 +24,11 @@ from moge_core.loading.config import DatasetConfig
 
 logger = logging.getLogger(__name__)
 
+_OF_BEFORE = (
+    "the run keeps the rule of before: single instances are held out, so that frames next to them are trained on, and"
+    " the score is on what chose the weights"
+)
+
 # The share that is advised where none is known.
 _USUAL_FRACTION = 0.05
 
@@ -210,6 +215,7 @@ def _divide(split: Split, dataset: DatasetConfig, chosen: Sequence[str], scenes:
     if split.rule == FOLDER_RULE or scenes is None:
         split.held_out.append(part(chosen))
         split.claimed.append(part(chosen))
+        split.told.append(f"{dataset.name}: {_OF_BEFORE}")
         return
     parts = divide(scenes, chosen)
     split.held_out.append(part(parts.selection))
