@@ -51,17 +51,27 @@ def read_image_size(path_or_file: PathOrFile) -> tuple[int, int]:
         FormatError: no supported image file, or a damaged header.
         FileNotFoundError: there is no such file.
     """
+    return read_image_header(path_or_file).size
+
+
+def read_image_header(path_or_file: PathOrFile) -> ImageHeader:
+    """Size of the stored pixels and orientation of an image file, without decoding it.
+
+    Raises:
+        FormatError: no supported image file, or a damaged header.
+        FileNotFoundError: there is no such file.
+    """
     name = name_of(path_or_file)
     if isinstance(path_or_file, (str, os.PathLike)):
         with Path(path_or_file).open("rb") as file:
             head = file.read(_PEEK_BYTES)
         try:
-            return parse_image_header(head, name, header_only=True).size
+            return parse_image_header(head, name, header_only=True)
         except FormatError:
             if len(head) < _PEEK_BYTES:
                 raise
             # A long comment, thumbnail or colour profile precedes the size: the whole file decides.
-    return parse_image_header(read_bytes(path_or_file, limit=limits.MAX_FILE_BYTES), name, header_only=True).size
+    return parse_image_header(read_bytes(path_or_file, limit=limits.MAX_FILE_BYTES), name, header_only=True)
 
 
 def parse_image_header(data: bytes, name: str, *, header_only: bool = False) -> ImageHeader:

@@ -66,7 +66,11 @@ def read_frame(record: Record, settings: ImportSettings) -> Frame:
     Raises:
         MoGeError: a file that cannot be read, parts of different shapes, impossible intrinsics.
     """
-    frame = _of_one_size(read_parts(record), record, settings)
+    from moge_core.datasets.importers.undistortion import undistort
+
+    parts = read_parts(record)
+    undistort(parts, record, settings)
+    frame = _of_one_size(parts, record, settings)
     if frame.mask is not None:
         frame.depth = np.where(frame.mask, frame.depth, np.float32(np.nan))
     if settings.max_depth is not None:
@@ -94,7 +98,7 @@ def read_parts(record: Record) -> Parts:
     image, jpeg = _read_image(record.image)
     meaning = record.depth if isinstance(record.depth, StoredDepth) else None
     stored = None if meaning is None else _read_stored(meaning)
-    told = Told(notes=set(record.notes), sizes={"images": (image.shape[1], image.shape[0])})
+    told = Told(notes={*record.notes, *record.camera.notes}, sizes={"images": (image.shape[1], image.shape[0])})
     if stored is not None:
         told.sizes["depth maps"] = (stored.shape[1], stored.shape[0])
     return Parts(

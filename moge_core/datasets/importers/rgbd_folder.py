@@ -17,10 +17,12 @@ from typing import Unpack
 
 import numpy as np
 
-from moge_core.datasets.importers.intrinsics import PixelIntrinsics, parse_intrinsics
+from moge_core.datasets.importers.camera_files import CameraFile, parse_intrinsics, read_cameras
+from moge_core.datasets.importers.intrinsics import PixelIntrinsics
 from moge_core.datasets.importers.pairing import pair_by_frame
 from moge_core.datasets.importers.records import ImportOptions, ImportSettings, Record, Stored, StoredDepth, finding_of
 from moge_core.datasets.importers.source_files import INTEGER_SUFFIXES, find_sources
+from moge_core.datasets.importers.undistortion import check_obeyed
 from moge_core.datasets.importers.vocabulary import scaled
 from moge_core.datasets.importers.writing import ImportReport, check_folders, run_import
 from moge_core.datasets.layout import Finding, Progress
@@ -76,9 +78,9 @@ def import_rgbd_folder(
     Args:
         source_dir: the folder.
         out_dir: the dataset to make or add to.
-        intrinsics: in pixels: "fx,fy,cx,cy" or a file of all frames, see `parse_intrinsics`; or a pattern of files, one
-            a frame. A negative fy is taken as |fy|: it speaks of y axes that point up, while image and depth are as
-            people see them.
+        intrinsics: in pixels: "fx,fy,cx,cy"; or a file of all frames, see `read_cameras`, whose cameras may be named
+            after the frames; or a pattern of files, one a frame. A negative fy is taken as |fy|: it speaks of y axes
+            that point up, while image and depth are as people see them.
         depth_scale: another name of `scale`, stored units a metre: depth in metres is value / depth_scale (TUM 5000,
             millimetres 1000). Files of floats are in metres where it is not given.
         preset: a known source that answers what is not given, see `PRESETS`.
@@ -107,6 +109,8 @@ def import_rgbd_folder(
         (*settings.values.invalid, *known.invalid),
         flip_y=flip_y,
     )
+    if reading.camera is not None:
+        check_obeyed(reading.camera.distortion, intrinsics if isinstance(intrinsics, str) else "intrinsics", settings)
     # Those that a preset knows and those that the user named are one set.
     settings = replace(settings, values=replace(settings.values, invalid=()))
     images, depths = find_sources(source, image_glob or known.image_glob, depth_glob or known.depth_glob, exclude=out)
@@ -139,6 +143,7 @@ class _Reading:
 
     camera: PixelIntrinsics | None
     camera_pattern: str | None
+    camera_file: CameraFile | None
     size: tuple[int, int] | None
     depth_scale: float | None
     invalid: tuple[float, ...]
@@ -162,10 +167,14 @@ class _Reading:
             raise InputError("intrinsics_size", "must be a width and a height in pixels", found=size)
         values = tuple(sorted({float(value) for value in invalid} - {0.0}))
         if isinstance(intrinsics, str) and any(sign in intrinsics for sign in "*?"):
-            return cls(None, intrinsics, size, depth_scale, values, ())
-        camera = (
-            intrinsics if isinstance(intrinsics, PixelIntrinsics) else parse_intrinsics(intrinsics, search_dir=source)
-        )
+            return cls(None, intrinsics, None, size, depth_scale, values, ())
+        if isinstance(intrinsics, PixelIntrinsics):
+            camera = intrinsics
+        else:
+            file = read_cameras(intrinsics, search_dir=source, size=size)
+            if len(file.cameras) > 1:
+                return cls(None, None, file, size, depth_scale, values, ())
+            camera = file.one()
         if camera.fy < 0:
             done = (
                 "were turned upside down (--flip-y)"
@@ -176,20 +185,21 @@ class _Reading:
         if (
             camera.depth_scale is not None
             and depth_scale is not None
-            and not np.isclose(camera.depth_scale, depth_scale, rtol=1e-3)
+            # RealSense writes metres a unit, 0.001, others units a metre.
+            and not np.isclose([camera.depth_scale, 1 / (camera.depth_scale or 1)], depth_scale, rtol=1e-3).any()
         ):
             notes.append(
                 f"The file of intrinsics says {camera.depth_scale:g} units a metre; --depth-scale {depth_scale:g} was"
                 " used."
             )
-        return cls(_upright(camera, size), None, size, depth_scale, values, tuple(notes))
+        return cls(_upright(camera, size), None, None, size, depth_scale, values, tuple(notes))
 
     def described(self) -> dict[str, object]:
         """For the log."""
         camera = self.camera
         numbers = None if camera is None else [camera.fx, camera.fy, camera.cx, camera.cy]
         return {
-            "intrinsics_px": numbers or self.camera_pattern,
+            "intrinsics_px": numbers or self.camera_pattern or str(self.camera_file and self.camera_file.path),
             "intrinsics_size": self.size if camera is None else camera.size,
             "depth_scale": self.depth_scale,
             "invalid": self.invalid,
@@ -210,6 +220,8 @@ def _records(
         camera, camera_file = cameras.get(pair.image, (reading.camera, None))
         if camera is None:
             evidence = f"no file of {reading.camera_pattern} has its frame token"
+            if reading.camera_file is not None:
+                evidence = f"{reading.camera_file.path} holds no camera of this name"
             yield Finding(str(pair.image), "paired", "error", evidence, "Add the frame's intrinsics.")
             continue
         if isinstance(camera, Exception):
@@ -227,7 +239,9 @@ def _records(
 def _cameras_of_frames(
     source: Path, images: Sequence[PurePosixPath], reading: _Reading
 ) -> dict[PurePosixPath, tuple[PixelIntrinsics | MoGeError | OSError, Path]]:
-    """The camera of each image where every frame has a file of its own, or why that file holds none."""
+    """The camera of each image where every frame has one of its own, or why its file holds none."""
+    if reading.camera_file is not None:
+        return _cameras_by_name(images, reading.camera_file, reading.size)
     if reading.camera_pattern is None:
         return {}
     files = [PurePosixPath(path.relative_to(source).as_posix()) for path in sorted(source.glob(reading.camera_pattern))]
@@ -244,10 +258,22 @@ def _cameras_of_frames(
     for pair in pairs:
         path = source / pair.depth
         try:
-            cameras[pair.image] = (_upright(parse_intrinsics(path), reading.size), path)
+            cameras[pair.image] = (_upright(parse_intrinsics(path, size=reading.size), reading.size), path)
         except (MoGeError, OSError) as error:
             cameras[pair.image] = (error, path)
     return cameras
+
+
+def _cameras_by_name(
+    images: Sequence[PurePosixPath], file: CameraFile, size: tuple[int, int] | None
+) -> dict[PurePosixPath, tuple[PixelIntrinsics | MoGeError | OSError, Path]]:
+    """The camera of each image that a file of several names; one for all where all of its cameras are the same."""
+    found = file.of_frames(images) or dict.fromkeys(images, file.one())
+    assert file.path is not None
+    return {
+        image: (camera if isinstance(camera, MoGeError) else _upright(camera, size), file.path)
+        for image, camera in found.items()
+    }
 
 
 def _upright(camera: PixelIntrinsics, size: tuple[int, int] | None) -> PixelIntrinsics:

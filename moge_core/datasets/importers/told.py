@@ -11,6 +11,8 @@ import numpy as np
 _SHARES: Mapping[str, str] = {
     "infinite": "{share:.1%} of the pixels are infinitely far in {frames}. If they are pixels without a return and no"
     " sky, import again with --invalid inf.",
+    "undistorted": "Undistorted pictures keep {share:.0%} of their pixels in {frames}.",
+    "undistorted_fov": "Undistorted pictures have a horizontal field of view of {share:.1f} degrees in {frames}.",
 }
 """Sentences for measured shares, by their names."""
 

@@ -27,6 +27,7 @@ from moge_core.datasets.importers.records import (
     described_items,
     finding_of,
 )
+from moge_core.datasets.importers.shared_cameras import check_one_size, each_of_one_size
 from moge_core.datasets.importers.told import Told, ToldOfAll
 from moge_core.datasets.importers.vocabulary import GivenValues
 from moge_core.datasets.layout import (
@@ -155,9 +156,11 @@ def run_import(
     work = _Writer(importer, base, out, settings, identity)
     tally = _Tally([], [], [], [], ToldOfAll(), set())
     if total is None:
-        results = parallel_map(work, list(accepted), progress)
+        kept = list(accepted)
+        check_one_size(kept)
+        results = parallel_map(work, kept, progress)
     else:
-        results = parallel_stream(work, accepted, total, progress)
+        results = parallel_stream(work, each_of_one_size(accepted, skipped), total, progress)
     for result in results:
         tally.add(result, skipped)
     told = [*notes, *tally.told.lines()]
