@@ -228,7 +228,7 @@ def test_sparse_depth_keeps_its_returns_where_they_fall(tmp_path: Path) -> None:
     columns, rows = np.floor(places[inside] + 0.5).astype(int).T
     np.testing.assert_allclose(frame.depth[rows, columns], z_of(rays[inside])[0], rtol=1e-5)
     assert np.isfinite(frame.depth).sum() == inside.sum()
-    assert inside.mean() == pytest.approx(share, abs=0.03)
+    assert inside.mean() == pytest.approx(share, abs=0.05)
 
 
 def test_points_of_a_sweep_are_projected_through_the_pinhole(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@
     intrinsics | intrinsic | K                      (3, 3), (4, 4) or fx, fy, cx, cy; one, or one a frame
     normal | normals                                (N, H, W, 3), OpenCV axes; optional
     distortion | dist | dist_coeffs | D             coefficients in OpenCV's order, one set or one a frame; optional
-    camera_model | distortion_model                 name of their model, where it is not OpenCV's; optional
 
 Intrinsics are in pixels counted from the centre of the first pixel, or normalised (fx < 10). Which was taken is told.
 """
@@ -59,7 +58,6 @@ _NAMES = {
     "intrinsics": ("intrinsics", "intrinsic", "K"),
     "normal": ("normal", "normals"),
     "distortion": ("distortion", "dist", "dist_coeffs", "distortion_coefficients", "distortion_coeffs", "D"),
-    "camera_model": ("camera_model", "distortion_model"),
 }
 
 
@@ -200,7 +198,7 @@ class _Frames:
         if reading.camera is None:
             intrinsics_key, _ = _needed(arrays, "intrinsics", reading.keys["intrinsics"])
             matrices = arrays.whole(intrinsics_key)
-        bends = _Bends.of(arrays)
+        bends = None if reading.camera is not None and reading.camera.distortion is not None else _Bends.of(arrays)
         return cls(arrays, image_key, depth_key, normal_key, count, (width, height), matrices, intrinsics_key, bends)
 
     def record(self, name: str, index: int | None, reading: _Reading) -> Record:
@@ -261,20 +259,27 @@ class _Frames:
 
 @dataclass(frozen=True)
 class _Bends:
-    """The distortion of a file's cameras: coefficients (n,) or (N, n), and what names their model."""
+    """The distortion of a file's cameras: coefficients (n,) or (N, n)."""
 
     key: str
     coefficients: npt.NDArray[Any]
-    models: tuple[str, ...]
 
     @classmethod
     def of(cls, arrays: Arrays) -> _Bends | None:
-        """What a file says of distortion; None where it says nothing."""
-        key, model_key = _usual(arrays, "distortion"), _usual(arrays, "camera_model")
-        models = () if model_key is None else tuple(map(_text, np.ravel(arrays.whole(model_key))[:1]))
+        """What a file says of distortion; None where it says nothing.
+
+        Raises:
+            FormatError: there is a name of its model, which is text, and no array of numbers.
+        """
+        key = _usual(arrays, "distortion")
         if key is None:
-            return cls(model_key or "", np.zeros(0), models) if models else None
-        return cls(key, np.asarray(arrays.whole(key), np.float64), models)
+            return None
+        coefficients = np.asarray(arrays.whole(key), np.float64)
+        named = sorted({"camera_model", "distortion_model"} & set(arrays.names()))
+        if named and coefficients.any():
+            fix = "Write the camera with its model to a JSON file and give that: --intrinsics camera.json."
+            raise FormatError(arrays.path, "the model of a distortion must be in a file", found=named[0], fix=fix)
+        return cls(key, coefficients)
 
     def of_frame(self, index: int | None, count: int | None, where: str) -> tuple[Distortion | None, tuple[str, ...]]:
         """The distortion of a frame, and what is to be told."""
@@ -283,11 +288,7 @@ class _Bends:
             values = values[index]
         if values.size != max(values.shape, default=0):
             raise FormatError(where, "must be one set of coefficients, or one a frame", found=f"shape {values.shape}")
-        return distortion_of(self.models, {}, [float(value) for value in values.ravel()], where)
-
-
-def _text(value: Any) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+        return distortion_of((), {}, [float(value) for value in values.ravel()], where)
 
 
 def _is_homogeneous(matrix: npt.NDArray[np.float64]) -> bool:

@@ -60,6 +60,8 @@ _MODEL = (
 _VAGUE_MODEL = ("model", "type", "lenstype", "cameratype", "modeltype", "lens")
 _COEFFICIENT = re.compile(r"(?:k[1-9]|p[1-4]|s[1-4]|tau[xy]|b[12]|cod[xy]|xi|omega)")
 _COEFFICIENT_LISTS = ("d", "dist", "coeffs", "coefs", "distcoeffs", "distcoeff", "distcoefs", "lensparams")
+# Of a mapping that is all about distortion.
+_NESTED_LISTS = frozenset({"coefficients", "values", "params", "parameters"})
 _RADIAL, _TANGENTIAL = ("radialdistortion", "radial"), ("tangentialdistortion", "tangential")
 _FRAME_NAMES = ("filepath", "filename", "imgname", "imagename", "image", "name", "imagepath", "rgbpath", "colorpath")
 # Words that tell the cameras of a file no further apart.
@@ -338,12 +340,18 @@ def _gather(
             letter = "k" if key in _RADIAL else "p"
             named.update({f"{letter}{index}": number for index, number in enumerate(numbers, 1)})
         elif _speaks_of_distortion(key) and value not in (None, "", [], {}) and not isinstance(value, bool):
-            if (numbers := _floats(value)) is not None and not (key in _COEFFICIENT_LISTS and len(numbers) == 1):
+            numbers = _floats(value)
+            # A single number by so short a name is a distance as often.
+            if numbers is not None and (isinstance(value, list | Mapping) or key not in _COEFFICIENT_LISTS):
                 listed[:] = listed if any(listed) else numbers
             elif isinstance(value, Mapping):
                 inner = _plain_keys(value)
                 names += [inner[one] for one in _VAGUE_MODEL if isinstance(inner.get(one), str)]
-                kept = {one: item for one, item in inner.items() if one not in _VAGUE_MODEL}
+                kept = {
+                    "coeffs" if one in _NESTED_LISTS else one: item
+                    for one, item in inner.items()
+                    if one not in _VAGUE_MODEL
+                }
                 _gather(kept, names, named, listed, where)
             elif numbers is None:
                 names.append(value if isinstance(value, str) and len(value) < 40 else f"{key} of a file")

@@ -139,4 +139,5 @@ def _without_zeros(values: Sequence[float]) -> tuple[float, ...]:
 
 
 def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())
+    # librealsense writes distortion.brown_conrady and RS2_DISTORTION_BROWN_CONRADY.
+    return re.sub(r"[^a-z0-9]", "", name.lower()).removeprefix("rs2").removeprefix("distortion")

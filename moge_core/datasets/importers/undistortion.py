@@ -260,7 +260,8 @@ def _sees_all(camera: PixelIntrinsics, stretch: float) -> bool:
 def _is_unfolded(camera: PixelIntrinsics, reach: _Floats) -> npt.NDArray[np.bool_]:
     """Whether directions so far from the axis, as tangents, come before the radius at which the model flattens."""
     tangents, _ = _radial_profile(_distortion(camera))
-    return reach <= tangents[-1]
+    unfolded: npt.NDArray[np.bool_] = reach <= tangents[-1]
+    return unfolded
 
 
 @lru_cache(maxsize=64)
