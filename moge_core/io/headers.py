@@ -57,7 +57,7 @@ def read_image_size(path_or_file: PathOrFile) -> tuple[int, int]:
 
 
 def read_image_header(path_or_file: PathOrFile) -> ImageHeader:
-    """Size and orientation of an image file as it says itself, without decoding it.
+    """Size of the stored pixels and orientation of an image file, without decoding it.
 
     Raises:
         FormatError: no supported image file, or a damaged header.

@@ -195,9 +195,12 @@ def test_a_sparse_point_among_nearer_ones_stays_because_the_image_saw_it(workspa
     assert depth[14, 14] == pytest.approx(5, rel=1e-4)
 
 
-def test_cameras_with_distortion_are_refused_by_model_with_the_remedy(workspace: Path, tmp_path: Path) -> None:
-    write_model(workspace / "sparse", {"a.jpg": []}, model="SIMPLE_RADIAL", params=(36.0, 20.0, 15.0, 0.1))
-    with pytest.raises(DatasetError, match=r"SIMPLE_RADIAL.*image_undistorter"):
+def test_cameras_that_are_no_opencv_model_are_refused_by_name(workspace: Path, tmp_path: Path) -> None:
+    params = (36.0, 36.0, 20.0, 15.0, 0.1)
+    write_model(workspace / "sparse", {"a.jpg": []}, model="FOV", params=params, text=True)
+    for path in (workspace / "sparse").glob("*.bin"):
+        path.unlink()
+    with pytest.raises(DatasetError, match=r"FOV.*Undistort the pictures"):
         import_colmap(workspace, tmp_path / "out")
 
 

@@ -12,6 +12,7 @@
     depth | depths                                  (N, H, W), also (N, H, W, 1) or (N, 1, H, W)
     intrinsics | intrinsic | K                      (3, 3), (4, 4) or fx, fy, cx, cy; one, or one a frame
     normal | normals                                (N, H, W, 3), OpenCV axes; optional
+    distortion | dist | dist_coeffs | D             coefficients in OpenCV's order, one set or one a frame; optional
 
 Intrinsics are in pixels counted from the centre of the first pixel, or normalised (fx < 10). Which was taken is told.
 """
@@ -19,6 +20,7 @@ Intrinsics are in pixels counted from the centre of the first pixel, or normalis
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +31,9 @@ import numpy.typing as npt
 
 from moge_core.datasets.importers.array_sources import SUFFIXES, ArrayInfo, Arrays, Slabs, open_arrays
 from moge_core.datasets.importers.calls import repeatable
-from moge_core.datasets.importers.intrinsics import PixelIntrinsics, intrinsics_from_matrix, parse_intrinsics
+from moge_core.datasets.importers.camera_files import parse_intrinsics
+from moge_core.datasets.importers.distortion import Distortion, distortion_of
+from moge_core.datasets.importers.intrinsics import PixelIntrinsics, intrinsics_from_matrix
 from moge_core.datasets.importers.records import (
     ImportOptions,
     ImportSettings,
@@ -39,6 +43,7 @@ from moge_core.datasets.importers.records import (
     StoredDepth,
     finding_of,
 )
+from moge_core.datasets.importers.shared_cameras import check_sizes
 from moge_core.datasets.importers.source_files import each_once, walk
 from moge_core.datasets.importers.writing import ImportReport, check_folders, run_import
 from moge_core.datasets.layout import Finding, Progress
@@ -53,6 +58,7 @@ _NAMES = {
     "depth": ("depth", "depths"),
     "intrinsics": ("intrinsics", "intrinsic", "K"),
     "normal": ("normal", "normals"),
+    "distortion": ("distortion", "dist", "dist_coeffs", "distortion_coefficients", "distortion_coeffs", "D"),
 }
 
 
@@ -133,6 +139,7 @@ def _records(
     source: Path, paths: Sequence[Path], reading: _Reading, stack: contextlib.ExitStack
 ) -> Iterator[Record | Finding]:
     slabs = Slabs()
+    sizes: Counter[tuple[int, int]] = Counter()
     for path in paths:
         name = (path.name if path == source else path.relative_to(source).as_posix()).removesuffix(path.suffix)
         try:
@@ -141,6 +148,9 @@ def _records(
         except (MoGeError, OSError) as error:
             yield finding_of(name, error)
             continue
+        if reading.camera is not None:
+            sizes[frames.image_size] += frames.count or 1
+            check_sizes(sizes, reading.camera, source)
         for index in range(frames.count) if frames.count is not None else (None,):
             frame_name = name if index is None else f"{name}/{index:06d}"
             try:
@@ -162,6 +172,7 @@ class _Frames:
     image_size: tuple[int, int]
     intrinsics: npt.NDArray[Any] | None
     intrinsics_key: str
+    bends: _Bends | None
 
     @classmethod
     def of(cls, arrays: Arrays, reading: _Reading) -> _Frames:
@@ -189,11 +200,15 @@ class _Frames:
         if reading.camera is None:
             intrinsics_key, _ = _needed(arrays, "intrinsics", reading.keys["intrinsics"])
             matrices = arrays.whole(intrinsics_key)
-        return cls(arrays, image_key, depth_key, normal_key, count, (width, height), matrices, intrinsics_key)
+        bends = None if reading.camera is not None and reading.camera.distortion is not None else _Bends.of(arrays)
+        return cls(arrays, image_key, depth_key, normal_key, count, (width, height), matrices, intrinsics_key, bends)
 
     def record(self, name: str, index: int | None, reading: _Reading) -> Record:
         """One frame."""
         camera, notes = (reading.camera, ()) if reading.camera is not None else self._camera(index)
+        if self.bends is not None and camera.distortion is None:
+            distortion, more = self.bends.of_frame(index, self.count, f"{self.arrays.path}: {self.bends.key}")
+            camera, notes = replace(camera, distortion=distortion), (*notes, *more)
         keys = [key for key in (self.image_key, self.depth_key, self.normal_key) if key is not None]
         return Record(
             name=name,
@@ -242,6 +257,40 @@ class _Frames:
         K[:2, 2] -= 0.5
         note = "Intrinsics were taken as normalised by the size of the image, because fx < 10."
         return replace(intrinsics_from_matrix(K, where), size=self.image_size), (note,)
+
+
+@dataclass(frozen=True)
+class _Bends:
+    """The distortion of a file's cameras: coefficients (n,) or (N, n)."""
+
+    key: str
+    coefficients: npt.NDArray[Any]
+
+    @classmethod
+    def of(cls, arrays: Arrays) -> _Bends | None:
+        """What a file says of distortion; None where it says nothing.
+
+        Raises:
+            FormatError: there is a name of its model, which is text, and no array of numbers.
+        """
+        key = _usual(arrays, "distortion")
+        if key is None:
+            return None
+        coefficients = np.asarray(arrays.whole(key), np.float64)
+        named = sorted({"camera_model", "distortion_model"} & set(arrays.names()))
+        if named and coefficients.any():
+            fix = "Write the camera with its model to a JSON file and give that: --intrinsics camera.json."
+            raise FormatError(arrays.path, "the model of a distortion must be in a file", found=named[0], fix=fix)
+        return cls(key, coefficients)
+
+    def of_frame(self, index: int | None, count: int | None, where: str) -> tuple[Distortion | None, tuple[str, ...]]:
+        """The distortion of a frame, and what is to be told."""
+        values = self.coefficients
+        if values.ndim == 2 and index is not None and len(values) == count and count > 1:
+            values = values[index]
+        if values.size != max(values.shape, default=0):
+            raise FormatError(where, "must be one set of coefficients, or one a frame", found=f"shape {values.shape}")
+        return distortion_of((), {}, [float(value) for value in values.ravel()], where)
 
 
 def _is_homogeneous(matrix: npt.NDArray[np.float64]) -> bool:

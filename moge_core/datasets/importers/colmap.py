@@ -3,7 +3,8 @@
     report = import_colmap("dense", "data/garden")
     report = import_colmap("sparse_only", "data/garden", sparse_points=True)
 
-    source/                                        a dense workspace, as `colmap image_undistorter` makes it
+    source/                                        a dense workspace, as `colmap image_undistorter` makes it, or a
+    │                                              folder with such a workspace in dense/, dense/0/, dense/1/, ...
     ├── images/NAME                                undistorted; NAME may have folders
     ├── sparse/{cameras,images,points3D}.{bin,txt} or sparse/0/, sparse/1/, ...
     └── stereo/depth_maps/NAME.geometric.bin       z, 0 unknown; else NAME.photometric.bin
@@ -11,15 +12,19 @@
 A depth map is the text `width&height&channels&` and then float32, row by row. A reconstruction from photographs has no
 scale: the entry for a training configuration has no `depth_unit`. COLMAP's principal point counts from the corner of
 the image and is moved by half a pixel.
+
+COLMAP makes depth maps of undistorted pictures only. Where the model beside them has cameras with distortion, the
+pictures are undistorted as COLMAP does it, see `colmap_undistortion`; with sparse points alone, as other pictures are.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Literal, TypeAlias, Unpack
+from typing import IO, Literal, TypeAlias, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +40,7 @@ from moge_core.datasets.importers.colmap_model import (
     read_images,
     read_points,
 )
+from moge_core.datasets.importers.colmap_undistortion import undistorted_frame
 from moge_core.datasets.importers.records import (
     ImportOptions,
     ImportSettings,
@@ -42,10 +48,12 @@ from moge_core.datasets.importers.records import (
     Stored,
     StoredDepth,
     StoredPoints,
+    finding_of,
 )
+from moge_core.datasets.importers.undistortion import check_obeyed
 from moge_core.datasets.importers.writing import ImportReport, check_folders, run_import
 from moge_core.datasets.layout import Finding, Progress
-from moge_core.errors import DatasetError, FormatError, InputError
+from moge_core.errors import DatasetError, FormatError, InputError, MoGeError
 from moge_core.io import limits
 
 IMPORTER = "colmap"
@@ -87,8 +95,14 @@ def import_colmap(
     settings = ImportSettings.of(options)
     how = {"depth_type": depth_type, "sparse_points": sparse_points}
     kinds = ("geometric", "photometric") if depth_type == "auto" else (depth_type,)
-    records = _records(source, out, kinds, sparse_points)
-    return run_import(IMPORTER, source, out, records, settings, options=how, progress=progress)
+    workspaces = [source] if sparse_points else _workspaces(source)
+    notes = []
+    if workspaces != [source]:
+        names = ", ".join(path.relative_to(source).as_posix() for path in workspaces)
+        notes = [f"The depth maps and their undistorted pictures are in {names}; nothing else was read."]
+    reading = _Reading(kinds, sparse_points, settings)
+    records = (record for workspace in workspaces for record in _records(workspace, out, reading))
+    return run_import(IMPORTER, source, out, records, settings, options=how, notes=notes, progress=progress)
 
 
 def read_depth_map(path: str | Path) -> npt.NDArray[np.float32]:
@@ -100,20 +114,46 @@ def read_depth_map(path: str | Path) -> npt.NDArray[np.float32]:
     """
     path = Path(path)
     with path.open("rb") as file:
-        match = _HEADER.match(file.read(64))
-        if match is None or int(match[3]) != 1:
-            found = "another header" if match is None else f"{int(match[3])} channels"
-            raise FormatError(path, "must begin with width&height&1&", found=found)
-        width, height = int(match[1]), int(match[2])
-        limits.check_pixel_count(str(path), width, height)
-        expected, there = 4 * width * height, path.stat().st_size - match.end()
+        (width, height), start = _depth_header(file, path)
+        expected, there = 4 * width * height, path.stat().st_size - start
         if there < expected:
             raise FormatError(path, "must not be truncated", found=f"{there:,} bytes for {width}x{height} pixels")
-        file.seek(match.end())
+        file.seek(start)
         return np.frombuffer(file.read(expected), "<f4").reshape(height, width).astype(np.float32)
 
 
-def _records(source: Path, out: Path, kinds: tuple[str, ...], sparse_points: bool) -> Iterator[Record | Finding]:
+def _depth_header(file: IO[bytes], path: Path) -> tuple[tuple[int, int], int]:
+    """(width, height) of a depth map, and where its values begin."""
+    match = _HEADER.match(file.read(64))
+    if match is None or int(match[3]) != 1:
+        found = "another header" if match is None else f"{int(match[3])} channels"
+        raise FormatError(path, "must begin with width&height&1&", found=found)
+    width, height = int(match[1]), int(match[2])
+    limits.check_pixel_count(str(path), width, height)
+    return (width, height), match.end()
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """How every workspace is read."""
+
+    kinds: tuple[str, ...]
+    sparse_points: bool
+    settings: ImportSettings
+
+
+def _workspaces(source: Path) -> list[Path]:
+    """The source, or the workspaces in it that have the depth maps, as COLMAP's automatic reconstruction puts them."""
+    if (source / "stereo" / "depth_maps").is_dir():
+        return [source]
+    numbered = sorted(
+        (path for path in (source / "dense").glob("*") if path.name.isdecimal()), key=lambda path: int(path.name)
+    )
+    inner = [path for path in (source / "dense", *numbered) if (path / "stereo" / "depth_maps").is_dir()]
+    return inner or [source]
+
+
+def _records(source: Path, out: Path, reading: _Reading) -> Iterator[Record | Finding]:
     named: set[str] = set()
     for model in _models(source):
         cameras_path, images_path = model_file(model, "cameras"), model_file(model, "images")
@@ -121,29 +161,46 @@ def _records(source: Path, out: Path, kinds: tuple[str, ...], sparse_points: boo
             raise DatasetError(model, "must hold cameras and images, .bin or .txt", found="only one of them")
         points_path = model_file(model, "points3D")
         cameras = read_cameras(cameras_path)
-        points = read_points(points_path) if sparse_points and points_path is not None else None
+        points = read_points(points_path) if reading.sparse_points and points_path is not None else None
         for image in read_images(images_path):
             named.add(image.name)
             problem = _problem(source, image, cameras)
-            depth = None if problem else _depth_of(source, images_path, image, kinds, points)
+            depth = None if problem else _depth_of(source, images_path, image, reading.kinds, points)
             if problem is not None:
                 yield problem
             elif depth is None:
-                kind = " or ".join(f"{image.name}.{kind}.bin" for kind in kinds)
+                kind = " or ".join(f"{image.name}.{kind}.bin" for kind in reading.kinds)
                 fix = "Run `colmap patch_match_stereo`, or take the sparse points with --sparse-points."
                 yield Finding(image.name, "paired", "error", f"there is no stereo/depth_maps/{kind}", fix)
             else:
-                is_sparse = isinstance(depth, StoredPoints)
+                name = PurePosixPath(image.name).with_suffix("").as_posix()
+                camera = cameras[image.camera_id].in_pixels(cameras_path)
+                picture = Stored(source / "images" / image.name)
+                files: tuple[Path, ...] = ()
+                notes: tuple[str, ...] = ()
+                try:
+                    check_obeyed(camera.distortion, f"camera {image.camera_id}", reading.settings)
+                    if isinstance(depth, StoredPoints):
+                        notes = ("Images without a depth map have the sparse points that they see.",)
+                        files = (points_path,) if points_path else ()
+                    elif camera.distortion is not None and reading.settings.distortion == "undistort":
+                        with depth.path.open("rb") as file:
+                            depth_size, _ = _depth_header(file, depth.path)
+                        picture, camera, note = undistorted_frame(picture.path, camera, depth_size)
+                        files, notes = (cameras_path,), (note,)
+                except (MoGeError, OSError) as error:
+                    yield finding_of(name, error)
+                    continue
                 yield Record(
-                    name=PurePosixPath(image.name).with_suffix("").as_posix(),
-                    image=Stored(source / "images" / image.name),
-                    depth=depth,
-                    camera=cameras[image.camera_id].pinhole(cameras_path),
+                    name,
+                    picture,
+                    depth,
+                    camera,
                     depth_unit=None,
                     # COLMAP passes EXIF orientations by, and copies them to the undistorted pictures.
                     orientation="stored",
-                    extra_files=(points_path,) if is_sparse and points_path else (),
-                    notes=("Images without a depth map have the sparse points that they see.",) if is_sparse else (),
+                    extra_files=files,
+                    notes=notes,
                 )
     yield from _unregistered(source / "images", named, out)
 
@@ -172,7 +229,7 @@ def _problem(source: Path, image: ModelImage, cameras: dict[int, ModelCamera]) -
             image.name, "pinhole", "error", f"camera {image.camera_id} is not in the model", "Export it anew."
         )
     try:
-        camera.pinhole(f"camera {image.camera_id}")
+        camera.in_pixels(f"camera {image.camera_id}")
     except FormatError as error:
         fix = error.fix or "Export the model anew."
         return Finding(image.name, "pinhole", "error", f"{error.where}: {error.rule}; found {error.found}", fix)

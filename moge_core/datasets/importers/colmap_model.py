@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from moge_core.datasets.importers.distortion import distortion_of
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics
 from moge_core.errors import FormatError, MoGeError
 
@@ -42,6 +43,10 @@ _MODELS = (
     ("EUCM", 6),
     ("EQUIRECTANGULAR", 2),
 )
+_ONE_FOCAL_LENGTH = frozenset(
+    {"SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE", "SIMPLE_FISHEYE"}
+    | {"SIMPLE_DIVISION", "DIVISION"}
+)
 _MAX_NAME_BYTES = 4096
 _MAX_LINE_BYTES = 1 << 28
 
@@ -50,36 +55,35 @@ _Floats: TypeAlias = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class ModelCamera:
-    """A camera as the model has it; `pinhole` tells whether instances can be made of its images."""
+    """A camera as the model has it."""
 
     model: str
     width: int
     height: int
     params: tuple[float, ...]
 
-    def pinhole(self, where: object) -> PixelIntrinsics:
-        """The camera in pixels.
+    def in_pixels(self, where: object) -> PixelIntrinsics:
+        """The camera in pixels, with its distortion.
 
         COLMAP counts from the corner of the image, where the centre of the first pixel is (0.5, 0.5); here that is
-        (0, 0).
+        (0, 0). Its models with radial, tangential and fisheye distortion are OpenCV's, with fewer numbers.
 
         Raises:
-            FormatError: a model with distortion, or impossible numbers.
+            FormatError: impossible numbers.
         """
-        if self.model not in {"PINHOLE", "SIMPLE_PINHOLE"}:
-            raise FormatError(
-                where,
-                "must be images of a PINHOLE or SIMPLE_PINHOLE camera",
-                found=f"the camera model {self.model}",
-                fix="Undistort the images with `colmap image_undistorter` and import its output folder.",
-            )
-        numbers = self.params if self.model == "PINHOLE" else (self.params[0], *self.params)
-        if len(numbers) != 4 or not all(map(math.isfinite, numbers)) or min(numbers[:2]) <= 0:
+        num_focals = 1 if self.model in _ONE_FOCAL_LENGTH else 2
+        focals, centre, others = self.params[:num_focals], self.params[num_focals:][:2], self.params[num_focals + 2 :]
+        numbers = (focals[0], focals[-1], *centre) if focals else ()
+        if len(numbers) != 4 or not all(map(math.isfinite, self.params)) or min(numbers[:2]) <= 0:
             raise FormatError(where, "must have finite intrinsics with positive focal lengths", found=self.params)
         if min(self.width, self.height) < 1:
             raise FormatError(where, "must have a size in pixels", found=f"{self.width}x{self.height}")
+        if self.model in {"PINHOLE", "SIMPLE_PINHOLE"}:
+            distortion = None
+        else:
+            distortion, _ = distortion_of([self.model], {}, others, where)
         fx, fy, cx, cy = numbers
-        return PixelIntrinsics(fx, fy, cx - 0.5, cy - 0.5, (self.width, self.height))
+        return PixelIntrinsics(fx, fy, cx - 0.5, cy - 0.5, (self.width, self.height), distortion=distortion)
 
 
 @dataclass(frozen=True)

@@ -86,9 +86,12 @@ def read_frame(record: Record, settings: ImportSettings) -> Frame:
     Raises:
         MoGeError: a file that cannot be read, parts of different shapes, impossible intrinsics.
     """
+    from moge_core.datasets.importers.undistortion import undistort
+
     parts = read_parts(record)
     turn_to_depth(parts, record, settings)
     crop_to_depth(parts, record, settings)
+    undistort(parts, record, settings)
     frame = _of_one_size(parts, record, settings)
     if parts.stored is not None and parts.meaning is not None:
         look_at_values(parts.stored, parts.meaning, frame.depth, record, frame.told)
@@ -125,7 +128,7 @@ def read_parts(record: Record) -> Parts:
 def _read_parts(record: Record) -> Parts:
     image, orientation, jpeg = _read_image(record.image)
     meaning = record.depth if isinstance(record.depth, StoredDepth) else None
-    told = Told(notes=set(record.notes), sizes={"images": (image.shape[1], image.shape[0])})
+    told = Told(notes={*record.notes, *record.camera.notes}, sizes={"images": (image.shape[1], image.shape[0])})
     told.suspicions |= suspicions_of_picture(record.image, image)
     stored = None
     if meaning is not None:

@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 import numpy.typing as npt
 
-from moge_core.datasets.importers.intrinsics import PixelIntrinsics
+from moge_core.datasets.importers.intrinsics import LATER, PixelIntrinsics
 from moge_core.datasets.importers.vocabulary import (
     DEPTH_KINDS,
     NEED_SCALE,
@@ -36,9 +36,6 @@ Resolution: TypeAlias = Literal["smaller", "image", "depth"]
 NormalAxes: TypeAlias = Literal["opencv", "opengl", "world", "world-opengl"]
 Orientation: TypeAlias = Literal["auto", "stored", "upright"]
 Distortion: TypeAlias = Literal["undistort", "ignore"]
-
-LATER: Mapping[str, bool] = {"later": True}
-"""Metadata of a field that came after datasets had been imported: at its default it is no part of a digest."""
 
 UNKNOWN_CAMERA = PixelIntrinsics(float("nan"), float("nan"), float("nan"), float("nan"))
 """For dry runs, which show what there is where no camera was given yet."""

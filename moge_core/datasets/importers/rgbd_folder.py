@@ -18,8 +18,9 @@ from typing import TypeAlias, Unpack
 import numpy as np
 
 from moge_core.datasets.importers.calls import repeatable
+from moge_core.datasets.importers.camera_files import CameraFile, parse_intrinsics, read_cameras
 from moge_core.datasets.importers.frame_layouts import Frames, pair_frames, told_by_name
-from moge_core.datasets.importers.intrinsics import PixelIntrinsics, parse_intrinsics
+from moge_core.datasets.importers.intrinsics import PixelIntrinsics
 from moge_core.datasets.importers.pairing import pair_by_frame
 from moge_core.datasets.importers.passed_by import kind_by_names
 from moge_core.datasets.importers.records import (
@@ -34,6 +35,7 @@ from moge_core.datasets.importers.records import (
 from moge_core.datasets.importers.source_files import INTEGER_SUFFIXES, find_sources
 from moge_core.datasets.importers.stamps import MAX_TIME_DIFFERENCE_S
 from moge_core.datasets.importers.stored_depth import holds_own_format
+from moge_core.datasets.importers.undistortion import check_obeyed
 from moge_core.datasets.importers.vocabulary import DepthKind, scaled
 from moge_core.datasets.importers.writing import ImportReport, check_folders, run_import
 from moge_core.datasets.layout import Finding, Progress
@@ -95,9 +97,9 @@ def import_rgbd_folder(
     Args:
         source_dir: the folder.
         out_dir: the dataset to make or add to.
-        intrinsics: in pixels: "fx,fy,cx,cy" or a file of all frames, see `parse_intrinsics`; or a pattern of files, one
-            a frame. A negative fy is taken as |fy|: it speaks of y axes that point up, while image and depth are as
-            people see them.
+        intrinsics: in pixels: "fx,fy,cx,cy"; or a file of all frames, see `read_cameras`, whose cameras may be named
+            after the frames; or a pattern of files, one a frame. A negative fy is taken as |fy|: it speaks of y axes
+            that point up, while image and depth are as people see them.
         depth_scale: another name of `scale`, stored units a metre: depth in metres is value / depth_scale (TUM 5000,
             millimetres 1000). Files of floats are in metres where it is not given.
         preset: a known source that answers what is not given, see `PRESETS`.
@@ -133,6 +135,8 @@ def import_rgbd_folder(
     )
     if not (np.isfinite(max_time_difference) and max_time_difference >= 0):
         raise InputError("max_time_difference", "must be seconds, 0 or more", found=max_time_difference)
+    if reading.camera is not None:
+        check_obeyed(reading.camera.distortion, intrinsics if isinstance(intrinsics, str) else "intrinsics", settings)
     # Those that a preset knows and those that the user named are one set.
     settings = replace(settings, values=replace(settings.values, invalid=()))
     patterns = image_glob or known.image_glob, depth_glob or known.depth_glob
@@ -173,6 +177,7 @@ class _Reading:
 
     camera: PixelIntrinsics | None
     camera_pattern: str | None
+    camera_file: CameraFile | None
     size: tuple[int, int] | None
     depth_scale: float | None
     invalid: tuple[float, ...]
@@ -199,12 +204,16 @@ class _Reading:
         # Without an offset 0 is unknown anyway.
         values = tuple(sorted({float(value) for value in invalid} - (set() if has_offset else {0.0})))
         if isinstance(intrinsics, str) and any(sign in intrinsics for sign in "*?"):
-            return cls(None, intrinsics, size, depth_scale, values, ())
+            return cls(None, intrinsics, None, size, depth_scale, values, ())
         if intrinsics is None:
-            return cls(UNKNOWN_CAMERA, None, size, depth_scale, values, ())
-        camera = (
-            intrinsics if isinstance(intrinsics, PixelIntrinsics) else parse_intrinsics(intrinsics, search_dir=source)
-        )
+            return cls(UNKNOWN_CAMERA, None, None, size, depth_scale, values, ())
+        if isinstance(intrinsics, PixelIntrinsics):
+            camera = intrinsics
+        else:
+            file = read_cameras(intrinsics, search_dir=source, size=size)
+            if len(file.cameras) > 1:
+                return cls(None, None, file, size, depth_scale, values, ())
+            camera = file.one()
         if camera.fy < 0:
             done = (
                 "were turned upside down (--flip-y)"
@@ -215,20 +224,21 @@ class _Reading:
         if (
             camera.depth_scale is not None
             and depth_scale is not None
-            and not np.isclose(camera.depth_scale, depth_scale, rtol=1e-3)
+            # RealSense writes metres a unit, 0.001, others units a metre.
+            and not np.isclose([camera.depth_scale, 1 / (camera.depth_scale or 1)], depth_scale, rtol=1e-3).any()
         ):
             notes.append(
                 f"The file of intrinsics says {camera.depth_scale:g} units a metre; --depth-scale {depth_scale:g} was"
                 " used."
             )
-        return cls(_upright(camera, size), None, size, depth_scale, values, tuple(notes))
+        return cls(_upright(camera, size), None, None, size, depth_scale, values, tuple(notes))
 
     def described(self) -> dict[str, object]:
         """For the log."""
         camera = self.camera
         numbers = None if camera is None else [camera.fx, camera.fy, camera.cx, camera.cy]
         return {
-            "intrinsics_px": numbers or self.camera_pattern,
+            "intrinsics_px": numbers or self.camera_pattern or str(self.camera_file and self.camera_file.path),
             "intrinsics_size": self.size if camera is None else camera.size,
             "depth_scale": self.depth_scale,
             "invalid": self.invalid,
@@ -248,6 +258,8 @@ def _records(
         camera, camera_file = cameras.get(pair.image, (reading.camera, None))
         if camera is None:
             evidence = f"no file of {reading.camera_pattern} has its frame token"
+            if reading.camera_file is not None:
+                evidence = f"{reading.camera_file.path} holds no camera of this name"
             yield Finding(str(pair.image), "paired", "error", evidence, "Add the frame's intrinsics.")
             continue
         if isinstance(camera, Exception):
@@ -272,7 +284,9 @@ def _cameras_of_frames(
     image_pattern: str | None,
     max_time_difference: float,
 ) -> tuple[_Cameras, list[str]]:
-    """The camera of each image where every frame has a file of its own, or why that file holds none; and notes."""
+    """The camera of each image where every frame has one of its own, or why its file holds none; and notes."""
+    if reading.camera_file is not None:
+        return _cameras_by_name(images, reading.camera_file, reading.size), []
     pattern = reading.camera_pattern
     if pattern is None:
         return {}, []
@@ -295,7 +309,7 @@ def _cameras_of_frames(
     for pair in pairing.pairs:
         path = source / pair.depth
         try:
-            cameras[pair.image] = (_upright(parse_intrinsics(path), reading.size), path)
+            cameras[pair.image] = (_upright(parse_intrinsics(path, size=reading.size), reading.size), path)
         except (MoGeError, OSError) as error:
             cameras[pair.image] = (error, path)
     return cameras, [f"Intrinsics: {note}" for note in pairing.notes]
@@ -307,6 +321,18 @@ def _holds_integers(path: Path) -> bool:
         return False
     with path.open("rb") as file:
         return not holds_own_format(file.read(_HEAD_BYTES))
+
+
+def _cameras_by_name(
+    images: Sequence[PurePosixPath], file: CameraFile, size: tuple[int, int] | None
+) -> dict[PurePosixPath, tuple[PixelIntrinsics | MoGeError | OSError, Path]]:
+    """The camera of each image that a file of several names; one for all where all of its cameras are the same."""
+    found = file.of_frames(images) or dict.fromkeys(images, file.one())
+    assert file.path is not None
+    return {
+        image: (camera if isinstance(camera, MoGeError) else _upright(camera, size), file.path)
+        for image, camera in found.items()
+    }
 
 
 def _upright(camera: PixelIntrinsics, size: tuple[int, int] | None) -> PixelIntrinsics:

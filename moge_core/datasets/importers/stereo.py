@@ -25,9 +25,10 @@ from typing import Any, Literal, TypeAlias, Unpack, get_args
 import numpy.typing as npt
 
 from moge_core.datasets.importers.calls import repeatable
+from moge_core.datasets.importers.camera_files import parse_intrinsics
 from moge_core.datasets.importers.float_maps import pfm_size
 from moge_core.datasets.importers.frame_layouts import pair_frames
-from moge_core.datasets.importers.intrinsics import PixelIntrinsics, intrinsics_from_matrix, parse_intrinsics
+from moge_core.datasets.importers.intrinsics import PixelIntrinsics, intrinsics_from_matrix
 from moge_core.datasets.importers.kitti import files_by_stem, numbers_of, read_calibration
 from moge_core.datasets.importers.lidar import folders_with
 from moge_core.datasets.importers.pairing import Pairing
@@ -276,7 +277,10 @@ def _plain_records(source: Path, pairing: Pairing, camera: PixelIntrinsics, dept
 
 
 def _camera(source: Path, intrinsics: str | Path | PixelIntrinsics, size: tuple[int, int] | None) -> PixelIntrinsics:
-    camera = intrinsics if isinstance(intrinsics, PixelIntrinsics) else parse_intrinsics(intrinsics, search_dir=source)
+    if isinstance(intrinsics, PixelIntrinsics):
+        camera = intrinsics
+    else:
+        camera = parse_intrinsics(intrinsics, search_dir=source, size=size)
     return replace(camera, fy=abs(camera.fy), size=size or camera.size, depth_scale=None)
 
 

@@ -32,6 +32,7 @@ import numpy.typing as npt
 
 from moge_core.datasets.importers.arrays import read_array
 from moge_core.datasets.importers.calls import repeatable
+from moge_core.datasets.importers.distortion import COEFFICIENTS, distortion_of
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics, intrinsics_from_matrix
 from moge_core.datasets.importers.records import ImportOptions, ImportSettings, Record, Stored, StoredDepth
 from moge_core.datasets.importers.usual_mistakes import decimal_comma, found_file, why_missing
@@ -44,10 +45,14 @@ from moge_core.io.files import read_bytes
 
 IMPORTER = "table"
 
+# Lens distortion, by OpenCV's names.
+_COEFFICIENTS = tuple(dict.fromkeys(name for names in COEFFICIENTS.values() for name in names))
 NEEDED = ("name", "image", "depth", "fx", "fy", "cx", "cy")
 OPTIONAL = (
     "width",
     "height",
+    "camera_model",
+    *_COEFFICIENTS,
     *(word.name for word in WORDS),
     "normal",
     "mask",
@@ -284,7 +289,10 @@ def _camera(values: Mapping[str, Any], where: str) -> tuple[PixelIntrinsics, tup
             raise FormatError(where, "must have a width and a height in pixels", found=f"{width:g} x {height:g}")
         size = int(width), int(height)
     notes = ("A negative fy was taken as |fy|; image and depth were left as they are.",) if fy < 0 else ()
-    return replace(camera, fy=abs(fy), size=size), notes
+    named = {key: number for key in _COEFFICIENTS if (number := _number(values, key)) is not None}
+    model = [str(values["camera_model"])] if _given(values, "camera_model") else []
+    distortion, more = distortion_of(model, named, (), where)
+    return replace(camera, fy=abs(fy), size=size, distortion=distortion), (*notes, *more)
 
 
 def _given(values: Mapping[str, Any], key: str) -> bool:

@@ -14,6 +14,8 @@ _SHARES: Mapping[str, str] = {
     "infinite as said": "{share:.1%} of the pixels are infinitely far in {frames}, as was said of their values.",
     "negative": "{share:.1%} of the stored values are negative or -inf in {frames}; no depth is, and they became"
     " unknown.",
+    "undistorted": "Undistorted pictures keep {share:.0%} of their pixels in {frames}.",
+    "undistorted_fov": "Undistorted pictures have a horizontal field of view of {share:.1f} degrees in {frames}.",
 }
 """Sentences for measured shares, by their names."""
 _NOT_FOUND = "No frame holds a value that was said to mean infinitely far (--infinite, `infinite` in a table)."

@@ -28,6 +28,7 @@ from moge_core.datasets.importers.origins import Origins, Standing, check_target
 from moge_core.datasets.importers.records import ImportSettings, Record, finding_of
 from moge_core.datasets.importers.reports import ImportReport, Result, Tally, median
 from moge_core.datasets.importers.same_source import Sample, earlier_imports, refuse_other_source
+from moge_core.datasets.importers.shared_cameras import check_one_size, each_of_one_size
 from moge_core.datasets.importers.suspicions import unlikely_depth
 from moge_core.datasets.layout import (
     INSPECTION_NAMES,
@@ -117,6 +118,7 @@ def run_import(
     accepted: Iterable[Record]
     if total is None:
         accepted = list(sample.watch(_accepted(records, settings, skipped)))
+        check_one_size(accepted)
     elif events:
         records = list(records) if isinstance(records, Iterator) else records
         for _ in sample.watch(_accepted(records, settings, [])):
@@ -137,7 +139,7 @@ def run_import(
     if isinstance(accepted, list):
         results = parallel_map(work, accepted, progress)
     else:
-        results = parallel_stream(work, accepted, total or 0, progress)
+        results = parallel_stream(work, each_of_one_size(accepted, skipped), total or 0, progress)
     for result in results:
         tally.add(result, skipped)
     made = {*tally.instances, *tally.failed}
