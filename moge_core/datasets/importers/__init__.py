@@ -11,7 +11,8 @@ from moge_core.datasets.importers.hypersim import import_hypersim, read_hypersim
 from moge_core.datasets.importers.kitti import import_kitti
 from moge_core.datasets.importers.nuscenes import import_nuscenes
 from moge_core.datasets.importers.nyu_mat import import_nyu_mat
-from moge_core.datasets.importers.rgbd_folder import PRESETS, import_rgbd_folder
+from moge_core.datasets.importers.presets import PRESETS, Preset
+from moge_core.datasets.importers.rgbd_folder import import_rgbd_folder
 from moge_core.datasets.importers.stereo import import_stereo
 from moge_core.datasets.importers.table import import_table
 from moge_core.datasets.importers.tartanair import import_tartanair
@@ -20,6 +21,7 @@ from moge_core.datasets.importers.writing import ImportReport
 __all__ = [
     "PRESETS",
     "ImportReport",
+    "Preset",
     "import_arrays",
     "import_blendedmvs",
     "import_colmap",
