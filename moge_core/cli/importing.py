@@ -143,9 +143,10 @@ def import_group() -> None:
     "--image",
     "image_glob",
     metavar="GLOB",
-    help="Images, relative to SOURCE. Default: pictures that are no depth, mask...",
+    help="Images, relative to SOURCE. Default: all pictures that are not depth, nor named masks, normals and so on."
+    " With --depth, what * matches tells frames apart.",
 )
-@click.option("--depth", "depth_glob", metavar="GLOB", help="Depth maps. Default: 16-bit grey PNG or PGM, floats.")
+@click.option("--depth", "depth_glob", metavar="GLOB", help="Depth maps. Default: 16-bit grey, and floats.")
 @click.option(
     "--max-time-difference",
     type=click.FloatRange(min=0),
