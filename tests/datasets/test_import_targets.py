@@ -198,6 +198,20 @@ def test_a_dataset_without_samples_in_its_log_is_as_safe(
     assert instances_of(out) == before
 
 
+@pytest.mark.parametrize("run", IMPORTS)
+def test_a_dataset_that_lost_its_log_is_as_safe_and_can_be_corrected(
+    tmp_path: Path, out: Path, run: Callable[..., ImportReport]
+) -> None:
+    source = make_sequence(tmp_path / "first", 1)
+    run(source, out)
+    shutil.rmtree(out / ".moge")
+    before = instances_of(out)
+    with pytest.raises(DatasetError, match="--name-prefix"):
+        run(make_sequence(tmp_path / "second", 2), out)
+    assert instances_of(out) == before
+    assert run(source, out, max_depth=2.0).num_replaced == NUM_FRAMES
+
+
 def test_after_a_killed_import_another_source_is_refused_and_the_same_goes_on(
     tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
