@@ -100,7 +100,7 @@ def test_a_second_sequence_with_the_same_names_is_refused_and_comes_in_by_the_pr
 ) -> None:
     run(make_sequence(tmp_path / "first", 1, flat_images=flat_images), out)
     before = instances_of(out)
-    second = make_sequence(tmp_path / "second", 2, flat_images=flat_images)
+    second = make_sequence(tmp_path / ".the 2nd'", 2, flat_images=flat_images)
     with pytest.raises(DatasetError) as error:
         run(second, out)
     assert str(tmp_path / "first") in str(error.value)

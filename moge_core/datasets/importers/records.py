@@ -20,14 +20,20 @@ import numpy as np
 import numpy.typing as npt
 
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics
-from moge_core.datasets.importers.vocabulary import DEPTH_KINDS, DepthKind, Encoding, GivenValues, ValueOptions
+from moge_core.datasets.importers.vocabulary import (
+    DEPTH_KINDS,
+    DepthKind,
+    Distortion,
+    Encoding,
+    GivenValues,
+    NormalAxes,
+    Orientation,
+    ValueOptions,
+)
 from moge_core.datasets.layout import STATE_DIR, Finding
 from moge_core.errors import InputError, MoGeError
 
 Resolution: TypeAlias = Literal["smaller", "image", "depth"]
-NormalAxes: TypeAlias = Literal["opencv", "opengl", "world", "world-opengl"]
-Orientation: TypeAlias = Literal["auto", "stored", "upright"]
-Distortion: TypeAlias = Literal["undistort", "ignore"]
 
 LATER: Mapping[str, bool] = {"later": True}
 """Metadata of a field that came after datasets had been imported: at its default it is no part of a digest."""

@@ -14,8 +14,11 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import itertools
 import json
 import os
+import re
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,6 +40,8 @@ _SAMPLE_SIZE = 32
 _NUM_REMADE = 8
 # Of a larger file so much is read at its beginning, middle and end.
 _PIECE_BYTES = 1 << 18
+# What is left of a folder's name in a remedy that can be typed: letters, digits, `_`, `.` and `-`.
+_UNUSUAL = re.compile(r"[^\w.-]+")
 # JPEG decoders and encoders of other versions differ by less than this, in levels of 255.
 _SAME_LEVELS = 1.0
 
@@ -162,17 +167,18 @@ def _compare_remade(
 def _other_source(
     other: str | None, source: Path, out: Path, names: list[str], settings: ImportSettings
 ) -> DatasetError:
-    prefix = f"{settings.name_prefix}{source.stem}/"
-    number = 2
-    while (out / prefix).exists():
-        prefix, number = f"{settings.name_prefix}{source.stem}-{number}/", number + 1
+    # A name that any shell and any file system takes as it stands.
+    folder = source.name if source.is_dir() else source.parent.name
+    name = settings.name_prefix + (_UNUSUAL.sub("-", folder).strip("-.") or "second")
+    names_tried = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
+    prefix = next(f"{tried}/" for tried in names_tried if not (out / tried).exists())
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     where = other if other not in {None, str(source)} else "other files than these"
     return DatasetError(
         out,
         "must not have the instances of one source replaced by those of another",
         found=f"{names[0]}{more}, made from {where}",
-        fix=f"Give this source names of its own with --name-prefix {prefix}, or import it into another folder.",
+        fix=f"Give this source names of its own with --name-prefix {shlex.quote(prefix)}, or choose another folder.",
     )
 
 

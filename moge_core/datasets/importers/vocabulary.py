@@ -24,6 +24,10 @@ DEPTH_KINDS: tuple[str, ...] = get_args(DepthKind)
 Encoding: TypeAlias = Literal["linear", "float16", "float32", "moge-png", "rgb24", "bgr24", "rotated3"]
 ENCODINGS: tuple[str, ...] = get_args(Encoding)
 
+NormalAxes: TypeAlias = Literal["opencv", "opengl", "world", "world-opengl"]
+Orientation: TypeAlias = Literal["auto", "stored", "upright"]
+Distortion: TypeAlias = Literal["undistort", "ignore"]
+
 Unit: TypeAlias = float | Literal["layout"] | None
 """Metres a unit of depth, None where nobody knows, or what the layout says."""
 
