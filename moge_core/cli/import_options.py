@@ -10,8 +10,14 @@ from typing import Any, Literal, TypeVar, get_args
 import click
 
 from moge_core.cli.common import EXIT_FINDINGS, verbose
-from moge_core.datasets.importers.records import Distortion, NormalAxes, Orientation
-from moge_core.datasets.importers.vocabulary import WORDS, Word, parse_unit
+from moge_core.datasets.importers.vocabulary import (
+    WORDS,
+    Distortion,
+    NormalAxes,
+    Orientation,
+    Word,
+    parse_unit,
+)
 from moge_core.errors import InputError
 
 _PACKED = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst"})

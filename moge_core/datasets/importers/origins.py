@@ -22,7 +22,7 @@ from moge_core.datasets.importers.records import (
 from moge_core.datasets.importers.reread import changed_reading
 from moge_core.datasets.importers.vocabulary import GivenValues
 from moge_core.datasets.layout import META_NAME
-from moge_core.errors import InstanceError
+from moge_core.errors import InstanceError, MoGeError
 from moge_core.io.files import NamedBytes, read_bytes
 
 _VERSION = 3
@@ -154,6 +154,17 @@ class Origins:
         if text.startswith(self.base):
             return text[len(self.base) :]
         return Path(os.path.relpath(path, self.base)).as_posix()
+
+
+def origin_of(folder: Path) -> dict[str, Any]:
+    """What the instance in a folder says that it was made from; nothing where there is none, or no import made it."""
+    from moge_core.io import read_meta
+
+    try:
+        origin = read_meta(folder / META_NAME).get("source")
+    except (MoGeError, OSError):
+        return {}
+    return origin if isinstance(origin, dict) else {}
 
 
 def check_target(folder: Path, record: Record) -> None:

@@ -24,8 +24,11 @@ from moge_core.datasets.importers.vocabulary import (
     DEPTH_KINDS,
     NEED_SCALE,
     DepthKind,
+    Distortion,
     Encoding,
     GivenValues,
+    NormalAxes,
+    Orientation,
     ValueOptions,
     no_scale,
 )
@@ -33,9 +36,6 @@ from moge_core.datasets.layout import STATE_DIR, Finding
 from moge_core.errors import InputError, MoGeError
 
 Resolution: TypeAlias = Literal["smaller", "image", "depth"]
-NormalAxes: TypeAlias = Literal["opencv", "opengl", "world", "world-opengl"]
-Orientation: TypeAlias = Literal["auto", "stored", "upright"]
-Distortion: TypeAlias = Literal["undistort", "ignore"]
 
 UNKNOWN_CAMERA = PixelIntrinsics(float("nan"), float("nan"), float("nan"), float("nan"))
 """For dry runs, which show what there is where no camera was given yet."""

@@ -113,13 +113,15 @@ def run_import(
         return replace(_dry_run(importer, source, out, records, settings, how, notes), taken_for=list(taken_for))
     log_path = import_log_path(out)
     events = earlier_imports(out)
+    # What is new needs no look at what stands there.
+    may_hold_instances = out.is_dir() and any(out.iterdir())
     skipped: list[Finding] = []
     sample = Sample()
     accepted: Iterable[Record]
     if total is None:
         accepted = list(sample.watch(_accepted(records, settings, skipped)))
         check_one_size(accepted)
-    elif events:
+    elif may_hold_instances:
         records = list(records) if isinstance(records, Iterator) else records
         for _ in sample.watch(_accepted(records, settings, [])):
             pass
@@ -127,7 +129,7 @@ def run_import(
     else:
         accepted = sample.watch(_accepted(records, settings, skipped))
     digests = sample.digests()
-    if events:
+    if may_hold_instances:
         looked_at = accepted if total is None else _accepted(records, settings, [])
         refuse_other_source(importer, source, out, looked_at, settings, events, digests, how)
 
