@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from moge_core.cli import cli
+from moge_core.datasets.importers import writing
 from moge_core.datasets.importers.edges import EdgesOfDepth
 from moge_core.datasets.importers.frames import Parts, normalised_intrinsics
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics
@@ -88,6 +89,18 @@ def test_a_picture_without_a_tag_is_copied_as_it_is(tmp_path: Path) -> None:
     save(tmp_path, image, depth, 1)
     run(tmp_path)
     assert (tmp_path / "out" / "f" / "image.jpg").read_bytes() == (tmp_path / "photo.jpg").read_bytes()
+
+
+@pytest.mark.parametrize(("orientation", "written"), [(1, 0), (3, 1)])
+def test_of_datasets_made_before_only_frames_with_a_tag_are_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, orientation: int, written: int
+) -> None:
+    image, depth = boxes_in_front(128, 96)
+    save(tmp_path, image, depth, orientation)
+    with monkeypatch.context() as before:
+        before.setattr(writing, "changed_reading", lambda record: [])
+        run(tmp_path)
+    assert run(tmp_path).num_written == written
 
 
 def test_exif_and_xmp_go_and_the_colour_profile_stays() -> None:
