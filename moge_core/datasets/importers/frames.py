@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from moge_core.datasets.importers.further_maps import compare_maps, turn_maps
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics
+from moge_core.datasets.importers.map_files import read_mask_map, read_normal_map, read_segmentation_map
 from moge_core.datasets.importers.records import ImportSettings, Record, Stored, StoredDepth, StoredPoints
 from moge_core.datasets.importers.sizes import instance_size, is_same_shape, picked, resized
 from moge_core.datasets.importers.told import Told
@@ -31,7 +33,8 @@ class Parts:
         stored: (h, w), depth as stored; None where the record has points.
         meaning: what stored values mean; None where the record has points.
         camera: of the image.
-        normal, mask, segmentation: see `Record`; each may have a size of its own.
+        normal, mask, segmentation: see `Record`; each may have a size of its own. Normals are in the file's axes until
+            `turn_maps`.
         told: what is to be told.
     """
 
@@ -41,7 +44,7 @@ class Parts:
     meaning: StoredDepth | None
     camera: PixelIntrinsics
     normal: npt.NDArray[Any] | None
-    mask: npt.NDArray[Any] | None
+    mask: npt.NDArray[np.bool_] | None
     segmentation: npt.NDArray[Any] | None
     told: Told
 
@@ -66,7 +69,10 @@ def read_frame(record: Record, settings: ImportSettings) -> Frame:
     Raises:
         MoGeError: a file that cannot be read, parts of different shapes, impossible intrinsics.
     """
-    frame = _of_one_size(read_parts(record), record, settings)
+    parts = read_parts(record)
+    turn_maps(parts, record, settings)
+    frame = _of_one_size(parts, record, settings)
+    compare_maps(frame, record, settings)
     if frame.mask is not None:
         frame.depth = np.where(frame.mask, frame.depth, np.float32(np.nan))
     if settings.max_depth is not None:
@@ -103,9 +109,9 @@ def read_parts(record: Record) -> Parts:
         stored,
         meaning,
         record.camera,
-        None if record.normal is None else _read_map(record.normal, (3,), "normal map"),
-        None if record.mask is None else _read_map(record.mask, (), "mask"),
-        None if record.segmentation is None else _read_map(record.segmentation, (), "segmentation"),
+        None if record.normal is None else read_normal_map(record.normal, told.notes),
+        None if record.mask is None else read_mask_map(record.mask, told.notes),
+        None if record.segmentation is None else read_segmentation_map(record.segmentation),
         told,
     )
 
@@ -139,7 +145,7 @@ def _of_one_size(parts: Parts, record: Record, settings: ImportSettings) -> Fram
     normal = _brought_to(parts.normal, record.normal, "normal map", size, notes)
     mask = _brought_to(parts.mask, record.mask, "mask", size, notes)
     segmentation = _brought_to(parts.segmentation, record.segmentation, "segmentation", size, notes)
-    return Frame(image, depth, intrinsics, jpeg, normal, None if mask is None else mask > 0, segmentation, parts.told)
+    return Frame(image, depth, intrinsics, jpeg, normal, mask, segmentation, parts.told)
 
 
 def _flip(frame: Frame) -> None:
@@ -239,15 +245,6 @@ def _project(points: StoredPoints, intrinsics: npt.NDArray[np.float64], width: i
     if cloud.ndim != 2 or cloud.shape[1] != 3:
         raise InstanceError(points.path, "must hold points (N, 3)", found=f"shape {cloud.shape}")
     return project_points(cloud, intrinsics, width, height, drop_hidden=points.drop_hidden, sensor=points.sensor)
-
-
-def _read_map(stored: Stored, channels: tuple[int, ...], what: str) -> npt.NDArray[Any]:
-    from moge_core.datasets.importers.arrays import read_array
-
-    values = np.asarray((stored.read or read_array)(stored.path))
-    if values.ndim != 2 + len(channels) or values.shape[2:] != channels:
-        raise InstanceError(stored.path, f"must hold a {what} {('H', 'W', *channels)}", found=f"shape {values.shape}")
-    return values
 
 
 def _brought_to(

@@ -22,12 +22,15 @@ import numpy.typing as npt
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics
 from moge_core.datasets.importers.vocabulary import DEPTH_KINDS, DepthKind, Encoding, GivenValues, ValueOptions
 from moge_core.datasets.layout import STATE_DIR, Finding
+from moge_core.datasets.normal_axes import NormalAxes
 from moge_core.errors import InputError, MoGeError
 
 Resolution: TypeAlias = Literal["smaller", "image", "depth"]
-NormalAxes: TypeAlias = Literal["opencv", "opengl", "world", "world-opengl"]
 Orientation: TypeAlias = Literal["auto", "stored", "upright"]
 Distortion: TypeAlias = Literal["undistort", "ignore"]
+
+NO_NORMALS = "none"
+"""What is said in place of axes to leave normal maps out."""
 
 LATER: Mapping[str, bool] = {"later": True}
 """Metadata of a field that came after datasets had been imported: at its default it is no part of a digest."""
@@ -124,7 +127,8 @@ class Record:
         image: the picture.
         depth: the depth map or the points.
         camera: pixel intrinsics, of the image unless they name another size.
-        normal: (H, W, 3) unit vectors in OpenCV axes, NaN unknown.
+        normal: (H, W, 3) unit vectors towards the camera, in OpenCV axes unless `normal_axes` says others, NaN unknown;
+            see `map_files` for how they may be stored.
         mask: (H, W), true where the depth can be trusted; elsewhere it becomes unknown.
         segmentation: (H, W) integer ids.
         labels: names of the segmentation's ids, {name: id}.
@@ -179,7 +183,8 @@ class ImportOptions(ValueOptions, total=False):
     label_type: str
     max_depth: float | None
     resolution: Resolution
-    normal_axes: NormalAxes
+    normal_axes: str
+    invert_mask: bool
     orientation: Orientation
     distortion: Distortion
     depth_at: tuple[int, int] | None
@@ -196,8 +201,10 @@ class ImportSettings:
         resolution: where image and depth differ in size, the size of the instance: of the `smaller` of the two, of
             the `image` (depth is repeated, nothing is interpolated) or of the `depth` map.
         flip_y: turn image and depth upside down.
-        normal_axes: axes of normal maps: `opencv` (x right, y down, z forward), `opengl` (x right, y up, z backward),
-            both of the camera, or of the world (`world`, `world-opengl`), which needs poses.
+        normal_axes: axes of normal maps: `opencv` (x right, y down, z forward), `opengl` (x right, y up, z backward) or
+            a code such as RUF, all of the camera, or of the world (`world`, `world-opengl`), which needs poses; see
+            `normal_axes`. `none` leaves normal maps out.
+        invert_mask: masks are true where depth cannot be trusted.
         orientation: which picture depth and camera belong to where the image carries an EXIF orientation: the `stored`
             pixels, the `upright` picture, or the one that fits (`auto`).
         distortion: `undistort` pictures whose camera has distortion, or `ignore` it, as for pictures that were
@@ -211,7 +218,8 @@ class ImportSettings:
     max_depth: float | None = None
     resolution: Resolution = "smaller"
     flip_y: bool = False
-    normal_axes: NormalAxes = field(default="opencv", metadata=LATER)
+    normal_axes: str = field(default="opencv", metadata=LATER)
+    invert_mask: bool = field(default=False, metadata=LATER)
     orientation: Orientation = field(default="auto", metadata=LATER)
     distortion: Distortion = field(default="undistort", metadata=LATER)
     depth_at: tuple[int, int] | None = field(default=None, metadata=LATER)
@@ -245,13 +253,14 @@ class ImportSettings:
             raise InputError("max_depth", "must be positive, in metres", found=self.max_depth)
         for name, choices in (
             ("resolution", Resolution),
-            ("normal_axes", NormalAxes),
             ("orientation", Orientation),
             ("distortion", Distortion),
         ):
             known, value = get_args(choices), getattr(self, name)
             if value not in known:
                 raise InputError(name, f"must be one of {', '.join(known)}", found=repr(value))
+        if self.normal_axes != NO_NORMALS:
+            NormalAxes.of(self.normal_axes)
         if self.depth_at is not None and min(self.depth_at) < 0:
             raise InputError("depth_at", "must be a column and a row of the image", found=self.depth_at)
         path = PurePosixPath(self.name_prefix)

@@ -11,7 +11,8 @@ the table's folder. What may stand there besides:
                           what stored values mean, as the options of all importers say it, see `vocabulary`; what a
                           row leaves empty is as the options say, and else: z, 1000 units a metre for integers and 1
                           for floats, in metres
-    normal                PNG as the dataset has it, or NPY or NPZ (H, W, 3) in OpenCV axes
+    normal                PNG as the dataset has it, a picture of 8 bits or an array (H, W, 3), in the axes that
+                          `normal_axes` says
     mask                  PNG or array; where it is zero the depth is unknown
     segmentation          PNG of ids, with names where it has the text field `labels`, or an array
 """
@@ -27,11 +28,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Unpack
 
-import numpy as np
-import numpy.typing as npt
-
-from moge_core.datasets.importers.arrays import read_array
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics, intrinsics_from_matrix
+from moge_core.datasets.importers.map_files import read_mask_file, read_normal_file, read_segmentation_file
 from moge_core.datasets.importers.records import ImportOptions, ImportSettings, Record, Stored, StoredDepth
 from moge_core.datasets.importers.vocabulary import WORDS, GivenValues, Word, parse_unit
 from moge_core.datasets.importers.writing import ImportReport, check_folders, run_import
@@ -238,9 +236,9 @@ def _record(path: Path, name: str, values: Mapping[str, Any], where: str, given:
         Stored(_file(path, values, "image")),
         StoredDepth(_file(path, values, "depth")),
         camera,
-        normal=Stored(others["normal"], _read_normal) if "normal" in others else None,
-        mask=Stored(others["mask"], _read_mask) if "mask" in others else None,
-        segmentation=None if segmentation is None else Stored(segmentation, _read_ids),
+        normal=Stored(others["normal"], read_normal_file) if "normal" in others else None,
+        mask=Stored(others["mask"], read_mask_file) if "mask" in others else None,
+        segmentation=None if segmentation is None else Stored(segmentation, read_segmentation_file),
         labels={} if segmentation is None else _labels(segmentation),
         notes=notes,
     )
@@ -309,27 +307,6 @@ def _file(table: Path, values: Mapping[str, Any], key: str) -> Path:
         fix = "Paths are relative to the table's folder."
         raise FormatError(key, "must name a file that is there", found=value.strip(), fix=fix)
     return path
-
-
-def _read_normal(path: Path) -> npt.NDArray[Any]:
-    from moge_core.io import read_normal
-
-    if path.suffix.lower() == ".png":
-        return read_normal(path)
-    values = read_array(path)
-    return values if values.dtype.kind == "f" else values.astype(np.float32)
-
-
-def _read_mask(path: Path) -> npt.NDArray[Any]:
-    from moge_core.io import read_mask
-
-    return read_mask(path) if path.suffix.lower() == ".png" else read_array(path)
-
-
-def _read_ids(path: Path) -> npt.NDArray[Any]:
-    from moge_core.io import read_segmentation
-
-    return read_segmentation(path)[0] if path.suffix.lower() == ".png" else read_array(path)
 
 
 def _labels(path: Path) -> Mapping[str, int]:

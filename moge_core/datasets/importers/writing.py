@@ -19,6 +19,7 @@ import numpy as np
 from moge_core.datasets.import_log import append_import, import_log_path
 from moge_core.datasets.importers.frames import Frame, read_frame
 from moge_core.datasets.importers.records import (
+    NO_NORMALS,
     ImportSettings,
     Record,
     Stored,
@@ -217,7 +218,8 @@ def _accepted(
                 told = (*told, "Some names differ only by case; on macOS, Windows and in archives they become one.")
             names.add(name)
             folded.add(name.casefold())
-            yield settings.values.applied_to(replace(record, name=name, notes=told))
+            normal = None if settings.normal_axes == NO_NORMALS else record.normal
+            yield settings.values.applied_to(replace(record, name=name, notes=told, normal=normal))
 
 
 @dataclass

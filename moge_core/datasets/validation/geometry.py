@@ -236,10 +236,10 @@ def register(grey: npt.NDArray[np.uint8], depth: Map) -> Registration | None:
     if min(height, width) < 4 * margin or np.count_nonzero(np.isfinite(depth)) < 0.3 * depth.size:
         return None
     image = cv2.resize(grey, (width, height), interpolation=cv2.INTER_AREA)
-    steps = _image_steps(image)
+    steps = image_steps(image)
     ceiling = float(np.quantile(steps[::2, ::2].max(axis=2), 0.95)) + 4
     image_edges = np.minimum(steps, np.float32(ceiling))
-    inner = _depth_bends(depth)[margin:-margin, margin:-margin]
+    inner = depth_bends(depth)[margin:-margin, margin:-margin]
     depth_edges = np.minimum(inner, np.float32(_MOST_BEND))
     if depth_edges.max() < 1e-3 or image_edges.max() < 1e-3:
         return None
@@ -270,7 +270,7 @@ def judge_registration(registration: Registration, settings: ValidationSettings)
         yield "registered", f"edges of depth and image have nothing in common (correlation {registration.here:.2f})"
 
 
-def _image_steps(image: npt.NDArray[np.uint8]) -> Map:
+def image_steps(image: npt.NDArray[np.uint8]) -> Map:
     """Greater of the differences to both neighbours (h, w, 2), along rows and along columns; 0 at the border."""
     height, width = image.shape
     wide = image.astype(np.float32)
@@ -281,7 +281,7 @@ def _image_steps(image: npt.NDArray[np.uint8]) -> Map:
     return steps
 
 
-def _depth_bends(depth: Map) -> Map:
+def depth_bends(depth: Map) -> Map:
     """Relative second difference of 1/depth (h, w, 2), along rows and along columns; 0 beside the unknown."""
     height, width = depth.shape
     bends = np.zeros((height, width, 2), np.float32)

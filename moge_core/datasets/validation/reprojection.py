@@ -42,7 +42,7 @@ def check_reprojection(root: Path, records: Sequence[InstanceRecord], settings: 
     for members in scenes.values():
         pairs = list(itertools.pairwise(members))
         # One frame tells whether a scene has poses at all.
-        if not pairs or _pose(root, members[0].path) is None:
+        if not pairs or pose_of(root, members[0].path) is None:
             continue
         for position in np.unique(np.linspace(0, len(pairs) - 1, min(_PAIRS_OF_SCENE, len(pairs))).astype(int)):
             first, second = pairs[position]
@@ -90,7 +90,7 @@ class _Frame:
         from moge_core.io import read_meta
         from moge_core.io.depth import read_depth_codes
 
-        pose = _pose(root, record.path)
+        pose = pose_of(root, record.path)
         if pose is None:
             return None
         intrinsics = read_meta(root / record.path / META_NAME)["intrinsics"].astype(np.float64)
@@ -124,7 +124,7 @@ def _error(source: _Frame, target: _Frame, *, along_ray: bool) -> tuple[float, i
     return float(np.median(np.abs(measured / there - 1)[comparable])), int(comparable.sum())
 
 
-def _pose(root: Path, instance: str) -> npt.NDArray[np.float64] | None:
+def pose_of(root: Path, instance: str) -> npt.NDArray[np.float64] | None:
     """Camera-to-world matrix (4, 4) of an instance; None where meta.json has none."""
     from moge_core.io import read_meta
 

@@ -16,7 +16,7 @@ from moge_core.datasets.validation.catalogue import RULES
 SETTINGS_NAME = "validation.json"
 
 # Raised when rules judge the same files otherwise: instances are then read again.
-_RULES_VERSION = 1
+_RULES_VERSION = 2
 
 
 class ValidationSettings(StrictModel):
