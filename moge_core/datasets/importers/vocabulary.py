@@ -26,7 +26,6 @@ ENCODINGS: tuple[str, ...] = get_args(Encoding)
 NEED_SCALE: frozenset[str] = frozenset({"rgb24", "bgr24"})
 """Encodings of which nobody knows what their whole range stands for."""
 
-NormalAxes: TypeAlias = Literal["opencv", "opengl", "world", "world-opengl"]
 Orientation: TypeAlias = Literal["auto", "stored", "upright"]
 Distortion: TypeAlias = Literal["undistort", "ignore"]
 

@@ -37,6 +37,7 @@ from moge_core.datasets.layout import (
     Progress,
     is_instance_path,
 )
+from moge_core.datasets.normal_axes import NO_NORMALS
 from moge_core.datasets.parallel import parallel_map, parallel_stream
 from moge_core.errors import DatasetError, InputError, MoGeError
 from moge_core.io.files import write_bytes
@@ -189,7 +190,8 @@ def _accepted(
                 told = (*told, "Some names differ only by case; on macOS, Windows and in archives they become one.")
             names.add(name)
             folded.add(name.casefold())
-            yield settings.values.applied_to(replace(record, name=name, notes=told))
+            normal = None if settings.normal_axes == NO_NORMALS else record.normal
+            yield settings.values.applied_to(replace(record, name=name, notes=told, normal=normal))
 
 
 def _dry_run(
