@@ -380,7 +380,10 @@ class _Writer:
         # The change time moves whenever a file is written or replaced, even if its modification time is old.
         changed = max(file.stat().st_ctime_ns for file in record.files())
         complete = all((folder / _FILE_OF_PART[part]).is_file() for part, _ in record.parts())
-        return meta if existing == origin and complete and changed <= path.stat().st_mtime_ns else None
+        # A unit that values did not show is there since the user says it.
+        as_said = not record.unit_is_said or meta.get("depth_unit") == record.depth_unit
+        is_up_to_date = existing == origin and complete and as_said and changed <= path.stat().st_mtime_ns
+        return meta if is_up_to_date else None
 
     def _label(self, part: Stored) -> str:
         return self._relative(part.path) + (f"#{part.part}" if part.part else "")
