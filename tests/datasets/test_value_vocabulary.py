@@ -265,6 +265,18 @@ def test_what_contradicts_this_formats_own_depth_is_refused(run: Run, tmp_path: 
         run({"depth": "d.png", **said})
 
 
+def test_this_formats_own_depth_without_one_of_its_fields_is_refused_and_not_read_as_integers(
+    run: Run, tmp_path: Path
+) -> None:
+    own_png(tmp_path / "d.png", some_z(5))
+    data = (tmp_path / "d.png").read_bytes()
+    start = data.index(b"tEXtfar\0") - 4
+    length = int.from_bytes(data[start : start + 4], "big")
+    (tmp_path / "d.png").write_bytes(data[:start] + data[start + 12 + length :])
+    with pytest.raises(DatasetError, match="16-bit PNG without far"):
+        run({"depth": "d.png"})
+
+
 def test_a_folder_of_this_formats_own_depth_needs_no_scale_and_a_preset_does_not_spoil_it(tmp_path: Path) -> None:
     z = some_z(6)
     z[0] = np.inf
