@@ -25,7 +25,9 @@ from moge_core.datasets.importers.intrinsics import PixelIntrinsics
 from moge_core.datasets.importers.projection import metric_z
 from moge_core.datasets.importers.records import ImportSettings, Record, Stored, StoredDepth, StoredPoints
 from moge_core.datasets.importers.rgbd_folder import import_rgbd_folder
+from moge_core.datasets.importers.suspicions import look_at_values
 from moge_core.datasets.importers.table import import_table
+from moge_core.datasets.importers.told import Told
 from moge_core.datasets.importers.vocabulary import ENCODINGS, WORDS, GivenValues
 from moge_core.errors import DatasetError, InputError
 from moge_core.io import read_depth, read_meta, write_depth, write_image
@@ -335,3 +337,26 @@ def test_the_command_and_a_table_know_every_word(tmp_path: Path) -> None:
     helped = CliRunner().invoke(cli, ["import", "table", "--help"]).output
     for word in WORDS:
         assert word.option in helped
+
+
+@given(
+    value=st.floats(width=32, allow_nan=True, allow_infinity=True),
+    kind=st.sampled_from(["z", "ray", "disparity", "inverse"]),
+    dtype=st.sampled_from(["f2", "f4", "f8"]),
+    offset=st.sampled_from([0.0, 3.5]),
+    scale=st.sampled_from([None, 1e-30, 1e30]),
+    shape=st.sampled_from([(1, 1), (1, 9), (9, 1), (8, 9)]),
+)
+@settings(max_examples=150, deadline=None)
+def test_no_value_whatever_becomes_a_depth_that_no_file_holds(
+    value: float, kind: str, dtype: str, offset: float, scale: float | None, shape: tuple[int, int]
+) -> None:
+    with np.errstate(over="ignore"):
+        stored = np.full(shape, value).astype(dtype)
+    depth = StoredDepth(Path("d.npy"), kind=kind, scale=scale, offset=offset)  # type: ignore[arg-type]
+    record = Record("a", Stored(Path("i.png")), depth, PixelIntrinsics(FX, FY, CX, CY))
+    z = metric_z(stored, depth, np.array([[0.8, 0, 0.5], [0, 0.8, 0.5], [0, 0, 1]]))
+    look_at_values(stored, depth, z, record, Told())
+    assert z.dtype == np.float32 and not (z <= 0).any()
+    # Only what is stored as infinitely far is it, and a disparity of nothing.
+    assert not np.isinf(z).any() or np.isposinf(stored).all() or kind == "disparity"

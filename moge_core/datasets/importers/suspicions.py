@@ -131,8 +131,8 @@ def _look_at_encoding(grid: Map, meaning: StoredDepth, sentinel: Any, told: Told
     scale = scale_of(grid, meaning)
     if is_turned(values) and not 7900 < scale < 8100:
         told.suspicions.add(
-            "Nearly all stored values are multiples of 8, as those are whose bits were turned by three (SUN RGB-D, SUN3D):"
-            " import again with --encoding rotated3 --depth-scale 1000 if they were."
+            "Nearly all stored values are multiples of 8, as those are whose bits were turned by three (SUN RGB-D,"
+            " SUN3D): import again with --encoding rotated3 --depth-scale 1000 if they were."
         )
     elif is_half_float(grid, values, scale):
         told.suspicions.add(
