@@ -8,17 +8,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import click
 import cv2
 import h5py
 import numpy as np
 import numpy.typing as npt
 import OpenEXR
 import pytest
-from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moge_core.cli import cli
+from moge_core.cli.importing import import_group
 from moge_core.datasets.importers import writing
 from moge_core.datasets.importers.frames import read_frame
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics
@@ -26,7 +26,7 @@ from moge_core.datasets.importers.projection import metric_z
 from moge_core.datasets.importers.records import ImportSettings, Record, Stored, StoredDepth, StoredPoints
 from moge_core.datasets.importers.rgbd_folder import import_rgbd_folder
 from moge_core.datasets.importers.suspicions import look_at_values
-from moge_core.datasets.importers.table import import_table
+from moge_core.datasets.importers.table import OPTIONAL, import_table
 from moge_core.datasets.importers.told import Told
 from moge_core.datasets.importers.vocabulary import ENCODINGS, WORDS, GivenValues
 from moge_core.errors import DatasetError, InputError
@@ -333,10 +333,18 @@ def test_every_word_of_the_vocabulary_is_in_the_documentations_table_and_no_othe
         assert f"`{encoding}`" in section
 
 
-def test_the_command_and_a_table_know_every_word(tmp_path: Path) -> None:
-    helped = CliRunner().invoke(cli, ["import", "table", "--help"]).output
-    for word in WORDS:
-        assert word.option in helped
+def test_every_importer_has_every_word_with_one_help_and_tables_have_the_columns() -> None:
+    helps: dict[str, set[str]] = {}
+    for name, command in import_group.commands.items():
+        options = {option: one for one in command.params for option in one.opts if isinstance(one, click.Option)}
+        # Sweeps of points have no stored values, and what imports nothing has no label type.
+        if name in {"dgp", "nuscenes"} or "--label-type" not in options:
+            continue
+        for word in WORDS:
+            assert {word.option, *word.also} <= set(options), (name, word.name)
+            helps.setdefault(word.name, set()).add(str(options[word.option].help))
+    assert all(len(texts) == 1 for texts in helps.values())
+    assert {word.name for word in WORDS} <= set(OPTIONAL)
 
 
 @given(
