@@ -143,7 +143,9 @@ class Origins:
         complete = all((folder / FILE_OF_PART[part]).is_file() for part, _ in record.parts())
         lacks_pose = "pose" in origin and "pose" not in existing
         wanted = {name: text for name, text in origin.items() if not (lacks_pose and name == "pose")}
-        is_current = existing == wanted and complete and changed <= path.stat().st_mtime_ns
+        # A unit that values did not show is there since the user says it.
+        as_said = not record.unit_is_said or meta.get("depth_unit") == record.depth_unit
+        is_current = existing == wanted and complete and as_said and changed <= path.stat().st_mtime_ns
         return Standing(meta, data.decode("utf-8-sig"), is_current, lacks_pose and is_current)
 
     def _label(self, part: Stored) -> str:

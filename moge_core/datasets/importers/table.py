@@ -107,6 +107,7 @@ def import_table(
         Repeatable(lambda: _records(path, table.rows(), settings.values)),
         # What is said of values is in the rows' records already.
         replace(settings, values=GivenValues()),
+        options=settings.values.said(),
         notes=notes,
         identity=path.name,
         total=num_rows,
