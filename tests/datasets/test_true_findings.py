@@ -168,7 +168,7 @@ def test_remedies_name_options_that_importers_have() -> None:
         ({"scale": 2.0}, "depth 0.5 times"),
         ({"scale": 0.5}, "depth 2 times"),
         ({"focal": 1.3}, "focal length 0.77 times"),
-        ({"focal": 0.7}, "focal length 1.3 times"),
+        ({"focal": 0.7}, "focal length 1.43 times"),
     ],
     ids=str,
 )
