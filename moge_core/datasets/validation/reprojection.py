@@ -34,7 +34,7 @@ _BASELINE, _MOST_BASELINE, _MOST_TURN = 0.25, 0.6, np.radians(30)
 _GRID, _COARSE = 160, 96
 # Factors of depth and of focal length that are tried.
 _SCALES = (0.1, 0.2, 0.33, 0.5, 0.7, 1.4, 2.0, 3.0, 5.0, 10.0)
-_FOCALS = (0.6, 0.77, 1.3, 1.6)
+_FOCALS = (0.6, 0.7, 0.77, 1.3, 1.43, 1.6)
 # The spacing of the grid alone makes about this median error; another factor must leave no more than this share of it.
 _NOISE, _FITS = 0.005, 0.55
 # Pairs of a scene on which factors are tried: they differ little.
