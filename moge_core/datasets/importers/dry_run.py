@@ -56,7 +56,7 @@ class Understood:
         lines: all of it for people.
         picture: where the picture with depth's edges over the images is; None where no frame could be decoded.
         values: stored values of the depth maps that were decoded; None where depth is of points.
-        command: the command line of the import; None where it cannot be typed.
+        command: the command line of the import; None where it cannot be typed, or there is nothing to import.
     """
 
     num_frames: int
@@ -122,7 +122,7 @@ def understand(
         picture = target or _temporary(out)
         write_image(picture, _mosaic(looks.pictures))
     call = current_call()
-    command = None if call is None else call.command()
+    command = None if call is None or not num_frames else call.command()
     lines = [
         f"Frames: {num_frames} pairs of an image and depth; {len(chosen)} of them, evenly spread, were looked at.",
         *(f"  {_pair(record, source)}" for record in chosen[:: max(1, len(chosen) // 3)][:3]),
@@ -263,7 +263,7 @@ def _lines_of(looks: _Looks, values: StoredValues | None) -> list[str]:
         lines.append(f"Camera: {text}" + (f" ({count} frames)" if len(looks.cameras) > 1 else ""))
     if values is not None and looks.meaning is not None:
         lines.append(f"Stored values: {_meaning_text(looks.meaning)}")
-        lines += [f"  {line}" for line in values.lines()]
+        lines += [f"  {line}" for line in values.lines(looks.meaning)]
         lines += _scales(values, looks.meaning)
     elif looks.valid_shares:
         lines.append(f"Depth: of points; {median(looks.valid_shares) or 0:.1%} of the pixels have one")

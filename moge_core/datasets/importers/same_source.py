@@ -37,6 +37,7 @@ from moge_core.io.files import NamedBytes
 
 # So many frames tell sources apart, and their files are read in no time.
 _SAMPLE_SIZE = 32
+_NUM_FIRST = 4
 _NUM_REMADE = 8
 # Of a larger file so much is read at its beginning, middle and end.
 _PIECE_BYTES = 1 << 18
@@ -48,31 +49,42 @@ _SAME_LEVELS = 1.0
 
 @dataclass
 class Sample:
-    """The frames of an import whose names have the least hashes: those that two sources share are in both samples."""
+    """A few frames of an import by which its source is known again.
 
-    records: list[tuple[int, str, Record]] = field(default_factory=list)
+    Those whose names have the least hashes: what two sources share is in both samples then. Of files that hold many
+    frames only the first frames, because others may cost reading all before them.
+    """
+
+    first: list[Record] = field(default_factory=list)
+    chosen: list[tuple[int, str, Record]] = field(default_factory=list)
 
     def watch(self, records: Iterable[Record]) -> Iterator[Record]:
         """The same records, of which some are kept."""
         for record in records:
+            if len(self.first) < _NUM_FIRST:
+                self.first.append(record)
             entry = (-_hash_of(record.name), record.name, record)
-            if len(self.records) < _SAMPLE_SIZE:
-                heapq.heappush(self.records, entry)
-            elif entry > self.records[0]:
-                heapq.heapreplace(self.records, entry)
+            if len(self.chosen) < _SAMPLE_SIZE:
+                heapq.heappush(self.chosen, entry)
+            elif entry > self.chosen[0]:
+                heapq.heapreplace(self.chosen, entry)
             yield record
 
     def digests(self) -> dict[str, tuple[str | None, str | None]]:
         """Digests of the image and of the depth, by instance; None of what cannot be read."""
-        records = sorted((record for _, _, record in self.records), key=lambda record: record.name)
-        uses = Counter(part.path for record in records for part in (record.image, record.depth))
-        return {
-            record.name: (
-                _digest_of(record.image, shared=uses[record.image.path] > 1),
-                _digest_of(record.depth, shared=uses[record.depth.path] > 1),
-            )
-            for record in records
-        }
+        records = {record.name: record for record in self.first}
+        is_first = set(records)
+        records |= {name: record for _, name, record in self.chosen}
+        uses = Counter(part.path for record in records.values() for part in (record.image, record.depth))
+        found = {}
+        for name, record in records.items():
+            shared = [part.read is not None and uses[part.path] > 1 for part in (record.image, record.depth)]
+            if name in is_first or not any(shared):
+                found[name] = (
+                    _digest_of(record.image, shared=shared[0]),
+                    _digest_of(record.depth, shared=shared[1]),
+                )
+        return found
 
 
 def earlier_imports(out: Path) -> list[ImportEvent]:
