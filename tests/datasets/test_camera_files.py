@@ -147,6 +147,13 @@ FILES: dict[str, tuple[str, Any, Distortion | None, tuple[int, int] | None]] = {
     "text matrix in brackets": ("K.txt", "[[500. 0. 320.]\n [0. 510. 240.]\n [0. 0. 1.]]", None, None),
     "text projection": ("K.txt", "500 0 320 0\n0 510 240 0\n0 0 1 0\n", None, None),
     "lines of text": ("K.txt", "fx = 500\nfy = 510\ncx = 320\ncy = 240\nk1 = 0\n", None, None),
+    "rs-enumerate-devices": (
+        "color.txt",
+        "Width: 640\nHeight: 480\nPPX: 320\nPPY: 240\nFx: 500\nFy: 510\nDistortion: Brown Conrady\n"
+        "Coeffs: -0.3 0.1 0.001 -0.002 0.05\n",
+        BENT,
+        SIZE,
+    ),
     "NPY": ("K.npy", np.array(MATRIX, np.float32), None, None),
     "NPZ": ("calib.npz", {"mtx": np.array(MATRIX), "dist": np.array([FIVE]), "rvecs": np.zeros((9, 3))}, BENT, None),
 }

@@ -387,20 +387,26 @@ def _number(value: Any) -> float | None:
 
 
 def _floats(value: Any) -> list[float] | None:
-    """Numbers of a number, of nested lists, or of OpenCV's {"rows", "cols", "data"}."""
+    """Numbers of a number, of nested lists, of a line of text, or of OpenCV's {"rows", "cols", "data"}."""
     if isinstance(value, Mapping):
         data = _plain_keys(value).get("data")
         return None if data is None or isinstance(data, Mapping) else _floats(data)
+    if isinstance(value, str):
+        value = value.replace(",", " ").strip("[] ").split() or None
     if not isinstance(value, list | tuple):
         number = _number(value)
         return None if number is None else [number]
     result: list[float] = []
     for item in value:
-        numbers = None if isinstance(item, Mapping) else _floats(item)
+        numbers = [number] if (number := _number(item)) is not None else _floats(item) if _is_row(item) else None
         if numbers is None or len(result) > 64:
             return None
         result += numbers
     return result
+
+
+def _is_row(item: Any) -> bool:
+    return isinstance(item, list | tuple)
 
 
 def _pair(value: Any) -> tuple[float, float] | None:

@@ -110,7 +110,9 @@ def import_rgbd_folder(
         flip_y=flip_y,
     )
     if reading.camera is not None:
-        check_obeyed(reading.camera.distortion, intrinsics if isinstance(intrinsics, str) else "intrinsics", settings)
+        check_obeyed(
+            reading.camera.distortion, intrinsics if isinstance(intrinsics, str | Path) else "intrinsics", settings
+        )
     # Those that a preset knows and those that the user named are one set.
     settings = replace(settings, values=replace(settings.values, invalid=()))
     images, depths = find_sources(source, image_glob or known.image_glob, depth_glob or known.depth_glob, exclude=out)
