@@ -124,8 +124,9 @@ def import_table_command(source: Path, out: Path, strict: bool, **options: Any) 
     """Frames that a CSV or JSONL table names, one a row.
 
     Columns: name image depth fx fy cx cy, and where needed width height (the size that the intrinsics refer to),
-    camera_model k1 k2 p1 p2 k3 ... of its lens, normal, mask, segmentation, and the options below that say what values mean (infinite_from for --infinite-from;
-    several values are separated by blanks). A row goes before an option. Paths are relative to the table.
+    camera_model k1 k2 p1 p2 k3 ... of its lens, normal, mask, segmentation, and the options below that say what values
+    mean (infinite_from for --infinite-from; several values are separated by blanks). A row goes before an option. Paths
+    are relative to the table.
 
     \b
     Example:

@@ -342,7 +342,7 @@ def _gather(
         elif _speaks_of_distortion(key) and value not in (None, "", [], {}) and not isinstance(value, bool):
             numbers = _floats(value)
             # A single number by so short a name is a distance as often.
-            if numbers is not None and (isinstance(value, list | Mapping) or key not in _COEFFICIENT_LISTS):
+            if numbers is not None and not (isinstance(value, int | float) and key in _COEFFICIENT_LISTS):
                 listed[:] = listed if any(listed) else numbers
             elif isinstance(value, Mapping):
                 inner = _plain_keys(value)
