@@ -180,6 +180,15 @@ def test_intrinsics_and_distortion_are_read_as_people_write_them(tmp_path: Path,
         assert camera.distortion.coefficients == pytest.approx(distortion.coefficients)
 
 
+def test_numbers_that_are_said_twice_are_one_distortion_and_two_are_none(tmp_path: Path) -> None:
+    named = {"fx": 500, "fy": 510, "cx": 320, "cy": 240, **by_key(FIVE)}
+    assert parse_intrinsics(write(tmp_path / "a.json", {**named, "dist": FIVE})).distortion == BENT
+    zeros = {**named, **by_key((0, 0, 0, 0, 0)), "dist": FIVE}
+    assert parse_intrinsics(write(tmp_path / "a.json", zeros)).distortion == BENT
+    with pytest.raises(FormatError, match="one set of distortion"):
+        parse_intrinsics(write(tmp_path / "a.json", {**named, "dist": [0.1, 0.2, 0, 0, 0]}))
+
+
 def test_opencv_reads_the_same_numbers(tmp_path: Path) -> None:
     path = write(tmp_path / "a.yaml", OPENCV_YAML)
     storage = cv2.FileStorage(str(path), cv2.FILE_STORAGE_READ)
