@@ -7,6 +7,9 @@ CSV (commas, semicolons or tabs) with the columns in its first line, or JSONL, o
 the table's folder; `depth` may name an array of its file too, as in `depths.npz:depth`. What may stand there besides:
 
     width height          size that the intrinsics refer to, where that is not the image's
+    camera_model          of the lens: OPENCV (the default where there are coefficients) or OPENCV_FISHEYE
+    k1 k2 p1 p2 k3 k4 k5 k6 s1 s2 s3 s4 tx ty
+                          its coefficients, by OpenCV's names
     kind scale offset encoding invalid infinite infinite_from depth_unit depth_array baseline doffs
                           what stored values mean, as the options of all importers say it, see `vocabulary`; what a
                           row leaves empty is as the options say, and else: z, 1000 units a metre for integers and 1
