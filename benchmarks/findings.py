@@ -39,6 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=64, help="sample scenes")
     parser.add_argument("--walks", type=int, default=24, help="sample scenes of several frames with poses")
+    parser.add_argument("--only", nargs="*", help="names of faults; by default all")
     parser.add_argument("--samples", type=Path, default=REPOSITORY.parent / "shared" / "samples")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -53,9 +54,12 @@ def main() -> None:
         print("| fault | rule | can show | sample scenes | real frames |")
         print("|---|---|---|---|---|")
         for fault_name, fault in FAULTS.items():
+            if arguments.only is not None and fault_name not in arguments.only:
+                continue
             cells = [_found(fault, group, folder / "planted") for group in (scenes, real)]
             print(f"| {fault_name} | `{fault.rule}` | {fault.when} | {cells[0]} | {cells[1]} |", flush=True)
-        _walks(arguments.walks, folder / "walks")
+        if arguments.walks:
+            _walks(arguments.walks, folder / "walks")
         for what, group in (("sample scenes", scenes), ("real frames", real)):
             told = [finding for one in group for finding in examine_instance(one.parent, one.name).findings]
             print(f"\n{len(group)} {what} without a fault: {len(told)} findings {sorted({one.rule for one in told})}")

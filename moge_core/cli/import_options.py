@@ -10,8 +10,9 @@ from typing import Any, Literal, TypeVar, get_args
 import click
 
 from moge_core.cli.common import EXIT_FINDINGS, verbose
-from moge_core.datasets.importers.records import Distortion, NormalAxes, Orientation
-from moge_core.datasets.importers.vocabulary import WORDS, Word, parse_unit
+from moge_core.datasets.importers.vocabulary import WORDS, Distortion, Orientation, Word, parse_unit
+from moge_core.datasets.normal_axes import NO_NORMALS, NormalAxes
+from moge_core.datasets.normal_axes import WORDS as AXES
 from moge_core.errors import InputError
 
 _PACKED = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst"})
@@ -90,11 +91,14 @@ def common_import_options(*, label_type: str | None, label_help: str = "") -> Ca
             ),
             click.option(
                 "--normal-axes",
-                type=click.Choice(get_args(NormalAxes)),
                 default="opencv",
                 show_default=True,
-                help="Axes of normal maps: the camera's (opencv: y down, opengl: y up, z backward) or the world's.",
+                callback=_parse_axes,
+                metavar=f"{'|'.join((*AXES, NO_NORMALS))}|XYZ",
+                help="Axes of normal maps: the camera's (opencv: y down, opengl: y up, z backward, or where x, y and z"
+                " point, such as RUF: right, up, forward) or the world's; none leaves normal maps out.",
             ),
+            click.option("--invert-mask", is_flag=True, help="Masks are true where depth cannot be trusted."),
             click.option(
                 "--orientation",
                 type=click.Choice(get_args(Orientation)),
@@ -174,6 +178,13 @@ def _parse_unit(_ctx: click.Context, _param: click.Parameter, text: str) -> floa
         return text
     try:
         return parse_unit(text)
+    except InputError as error:
+        raise click.BadParameter(f"{error.rule}; found {error.found}") from error
+
+
+def _parse_axes(_ctx: click.Context, _param: click.Parameter, text: str) -> str:
+    try:
+        return text if text == NO_NORMALS else NormalAxes.of(text).name
     except InputError as error:
         raise click.BadParameter(f"{error.rule}; found {error.found}") from error
 

@@ -140,16 +140,17 @@ def import_group() -> None:
 )
 @click.option(
     "--intrinsics",
-    help="Camera in pixels: fx,fy,cx,cy, or a file: text with a 3x3 matrix, or JSON with fx, fy, cx, cy or a matrix;"
-    " or a pattern of files, one a frame, or one a folder as **/camera.txt.",
+    help="Camera in pixels: fx,fy,cx,cy; or a file: JSON, YAML, text, NPY, NPZ or COLMAP's cameras, with :NAME behind"
+    " it for one of several cameras; or a pattern of files, one a frame, or one a folder as **/camera.txt.",
 )
 @click.option(
     "--image",
     "image_glob",
     metavar="GLOB",
-    help="Images, relative to SOURCE. Default: pictures that are no depth, mask...",
+    help="Images, relative to SOURCE. Default: all pictures that are not depth, nor named masks, normals and so on."
+    " With --depth, what * matches tells frames apart.",
 )
-@click.option("--depth", "depth_glob", metavar="GLOB", help="Depth maps. Default: 16-bit grey PNG or PGM, floats.")
+@click.option("--depth", "depth_glob", metavar="GLOB", help="Depth maps. Default: 16-bit grey, and floats.")
 @click.option(
     "--max-time-difference",
     type=click.FloatRange(min=0),
@@ -213,8 +214,9 @@ def import_table_command(source: Path, out: Path, strict: bool, **options: Any) 
     """Frames that a CSV or JSONL table names, one a row.
 
     Columns: name image depth fx fy cx cy, and where needed width height (the size that the intrinsics refer to),
-    normal, mask, segmentation, and the options below that say what values mean (infinite_from for --infinite-from;
-    several values are separated by blanks). A row goes before an option. Paths are relative to the table.
+    camera_model k1 k2 p1 p2 k3 ... of its lens, normal, mask, segmentation, and the options below that say what values
+    mean (infinite_from for --infinite-from; several values are separated by blanks). A row goes before an option. Paths
+    are relative to the table.
 
     \b
     Example:

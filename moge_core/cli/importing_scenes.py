@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from moge_core.cli.common import parse_size
 from moge_core.cli.import_options import common_import_options, value_options
 from moge_core.cli.importing import run_importer
 
@@ -127,6 +128,7 @@ def nyu_mat_command(source: Path, out: Path, strict: bool, **options: Any) -> No
 @click.option("--intrinsics-key", metavar="NAME", help="Array of cameras. Default: intrinsics or K.")
 @click.option("--normal-key", metavar="NAME", help="Array of normals. Default: normal or normals, where there are any.")
 @click.option("--intrinsics", metavar="fx,fy,cx,cy", help="Camera of all frames in pixels, or a file with it.")
+@click.option("--intrinsics-size", type=parse_size, metavar="WxH", help="Resolution that --intrinsics refer to.")
 @value_options({"depth_array": ("--depth-key",)})
 @common_import_options(label_type="sfm")
 def arrays_command(source: Path, out: Path, strict: bool, **options: Any) -> None:

@@ -147,6 +147,13 @@ FILES: dict[str, tuple[str, Any, Distortion | None, tuple[int, int] | None]] = {
     "text matrix in brackets": ("K.txt", "[[500. 0. 320.]\n [0. 510. 240.]\n [0. 0. 1.]]", None, None),
     "text projection": ("K.txt", "500 0 320 0\n0 510 240 0\n0 0 1 0\n", None, None),
     "lines of text": ("K.txt", "fx = 500\nfy = 510\ncx = 320\ncy = 240\nk1 = 0\n", None, None),
+    "rs-enumerate-devices": (
+        "color.txt",
+        "Width: 640\nHeight: 480\nPPX: 320\nPPY: 240\nFx: 500\nFy: 510\nDistortion: Brown Conrady\n"
+        "Coeffs: -0.3 0.1 0.001 -0.002 0.05\n",
+        BENT,
+        SIZE,
+    ),
     "NPY": ("K.npy", np.array(MATRIX, np.float32), None, None),
     "NPZ": ("calib.npz", {"mtx": np.array(MATRIX), "dist": np.array([FIVE]), "rvecs": np.zeros((9, 3))}, BENT, None),
 }
@@ -171,6 +178,15 @@ def test_intrinsics_and_distortion_are_read_as_people_write_them(tmp_path: Path,
     assert (camera.distortion and camera.distortion.model) == (distortion and distortion.model)
     if distortion is not None and camera.distortion is not None:
         assert camera.distortion.coefficients == pytest.approx(distortion.coefficients)
+
+
+def test_numbers_that_are_said_twice_are_one_distortion_and_two_are_none(tmp_path: Path) -> None:
+    named = {"fx": 500, "fy": 510, "cx": 320, "cy": 240, **by_key(FIVE)}
+    assert parse_intrinsics(write(tmp_path / "a.json", {**named, "dist": FIVE})).distortion == BENT
+    zeros = {**named, **by_key((0, 0, 0, 0, 0)), "dist": FIVE}
+    assert parse_intrinsics(write(tmp_path / "a.json", zeros)).distortion == BENT
+    with pytest.raises(FormatError, match="one set of distortion"):
+        parse_intrinsics(write(tmp_path / "a.json", {**named, "dist": [0.1, 0.2, 0, 0, 0]}))
 
 
 def test_opencv_reads_the_same_numbers(tmp_path: Path) -> None:

@@ -98,6 +98,7 @@ def test_equal_frame_numbers_in_different_scenes_stay_apart() -> None:
         (["image_2/0.jpg"], ["depth_3/0.png"]),
         (["kitchen/rgb/0.jpg", "kitchen/rgb/1.jpg"], ["depth/0.png", "bath/depth/1.png"]),
         (["2/rgb/3.jpg"], ["depth3/2.png"]),
+        (["rgb/2/1.jpg", "rgb/3/1.jpg"], ["depth2/1.png"]),
     ],
 )
 def test_a_folder_of_one_scene_never_pairs_with_anothers(images: list[str], depths: list[str]) -> None:
@@ -149,6 +150,11 @@ def test_counts_that_are_set_apart_by_points_stay_apart() -> None:
         ("1.1.jpg", "1.1_depth.png"),
         ("1.10.jpg", "1.10_depth.png"),
     }
+
+
+def test_a_count_behind_a_point_is_no_shorter_decimal() -> None:
+    found = pair([f"5.{j}.jpg" for j in range(1, 10)] + ["5.20.jpg"], ["5.9_depth.png", "5.10_depth.png"])
+    assert [(str(each.image), str(each.depth)) for each in found.pairs] == [("5.9.jpg", "5.9_depth.png")]
 
 
 SCENES = ("kitchen", "bath", "office2", "scene0000_00", "scene0000_01", "seq-01", "seq-02", "day/7", "normal_street")

@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,13 @@ def test_what_stays_over_and_cannot_be_read_is_told(tmp_path: Path) -> None:
     run(*command, "--dry-run", "--strict", code=1)
 
 
+def test_where_nothing_can_be_imported_no_command_is_offered(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("name,image,depth,fx,fy,cx,cy\na,gone.png,gone.png,20,20,7.5,5.5\n")
+    output = run("table", tmp_path / "t.csv", "-o", tmp_path / "out", "--dry-run")
+    assert "Frames: 0 pairs" in output
+    assert "To import" not in output
+
+
 def test_an_import_that_would_be_refused_is_told_so(tmp_path: Path) -> None:
     options = {"intrinsics": "20,21,7.5,5.5", "depth_scale": 1000.0}
     import_rgbd_folder(make_sequence(tmp_path / "first", 1), tmp_path / "out", **options)
@@ -205,24 +213,31 @@ def scene(dtype: type = np.uint16) -> np.ndarray[Any, Any]:
     return rng.integers(600, 4000, (H, W)).astype(dtype)
 
 
+ANY = StoredDepth(Path("depth.png"))
+
+
 def test_a_constant_in_the_upper_part_is_offered_as_infinitely_far_and_another_as_unknown() -> None:
     sky, holes = scene(), scene()
     sky[:12, :50] = 65535
     holes[10:40, 10:20] = 20000
     (constant,) = StoredValues.of([sky]).constants
     assert (constant.value, constant.is_above) == (65535, True)
-    assert any("--infinite 65535" in line for line in StoredValues.of([sky]).lines())
+    assert any("--infinite 65535" in line for line in StoredValues.of([sky]).lines(ANY))
     (constant,) = StoredValues.of([holes]).constants
     assert (constant.value, constant.is_above) == (20000, False)
-    assert any("--invalid 20000" in line for line in StoredValues.of([holes]).lines())
+    assert any("--invalid 20000" in line for line in StoredValues.of([holes]).lines(ANY))
     assert StoredValues.of([scene()]).constants == ()
+    for said in ({"infinite": (65535.0,)}, {"far_from": 60000.0}, {"invalid": (65535.0,)}):
+        lines = StoredValues.of([sky]).lines(replace(ANY, **said))
+        assert any("it is read as" in line for line in lines)
+        assert not any("--in" in line for line in lines)
     # What is no measurement has no part in the median.
     assert StoredValues.of([sky]).typical == pytest.approx(np.median(scene()), rel=0.05)
 
 
 def test_multiples_are_found_and_told() -> None:
     assert StoredValues.of([scene() * 8]).step == 8
-    assert any("rotated3" in line for line in StoredValues.of([scene() * 8]).lines())
+    assert any("rotated3" in line for line in StoredValues.of([scene() * 8]).lines(ANY))
     assert StoredValues.of([scene()]).step == 1
     assert StoredValues.of([np.full((H, W), 1000, np.uint16)]).step == 1
 
@@ -240,6 +255,6 @@ def test_multiples_are_found_and_told() -> None:
 )
 def test_maps_without_anything_to_measure_have_lines_too(values: np.ndarray[Any, Any]) -> None:
     found = StoredValues.of([values])
-    assert len(found.lines()) >= 1
+    assert len(found.lines(ANY)) >= 1
     assert found.num_pixels == values.size
     assert sum(share for _, share in found.bars) <= 1 + 1e-9

@@ -100,7 +100,7 @@ def test_a_second_sequence_with_the_same_names_is_refused_and_comes_in_by_the_pr
 ) -> None:
     run(make_sequence(tmp_path / "first", 1, flat_images=flat_images), out)
     before = instances_of(out)
-    second = make_sequence(tmp_path / "second", 2, flat_images=flat_images)
+    second = make_sequence(tmp_path / ".the 2nd'", 2, flat_images=flat_images)
     with pytest.raises(DatasetError) as error:
         run(second, out)
     assert str(tmp_path / "first") in str(error.value)
@@ -196,6 +196,20 @@ def test_a_dataset_without_samples_in_its_log_is_as_safe(
     shutil.copytree(tmp_path / "first", tmp_path / "moved")
     assert run(tmp_path / "moved", out).skipped == []
     assert instances_of(out) == before
+
+
+@pytest.mark.parametrize("run", IMPORTS)
+def test_a_dataset_that_lost_its_log_is_as_safe_and_can_be_corrected(
+    tmp_path: Path, out: Path, run: Callable[..., ImportReport]
+) -> None:
+    source = make_sequence(tmp_path / "first", 1)
+    run(source, out)
+    shutil.rmtree(out / ".moge")
+    before = instances_of(out)
+    with pytest.raises(DatasetError, match="--name-prefix"):
+        run(make_sequence(tmp_path / "second", 2), out)
+    assert instances_of(out) == before
+    assert run(source, out, max_depth=2.0).num_replaced == NUM_FRAMES
 
 
 def test_after_a_killed_import_another_source_is_refused_and_the_same_goes_on(

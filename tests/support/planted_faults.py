@@ -243,15 +243,27 @@ def known_share(folder: Path) -> float:
     return float(np.isfinite(read_depth(folder / "depth.png")).mean())
 
 
-def shows_planes(folder: Path) -> bool:
-    """At least 1 % of the pixels known, and 120 triples of them on slanted planes."""
-    from moge_core.datasets.validation.geometry import count_votes, grid_of, normalised_grid
+def votes_of(folder: Path) -> Any:
+    """What pixel triples of an instance say about how its depth is stored; no votes below 1 % of known pixels."""
+    from moge_core.datasets.validation.geometry import Votes, count_votes, grid_of, normalised_grid
     from moge_core.io.depth import read_depth_codes
 
-    grid, _ = normalised_grid(grid_of(read_depth_codes(folder / "depth.png")))
+    if known_share(folder) < 0.01:
+        return Votes(0, 0, 0, 0, 0, 0)
     with np.errstate(all="ignore"):
-        votes = count_votes(grid, read_meta(folder / "meta.json")["intrinsics"].astype(np.float64))
-    return votes.z >= 120 and known_share(folder) >= 0.01
+        grid, _ = normalised_grid(grid_of(read_depth_codes(folder / "depth.png")))
+        return count_votes(grid, read_meta(folder / "meta.json")["intrinsics"].astype(np.float64))
+
+
+def shows_planes(folder: Path) -> bool:
+    return bool(votes_of(folder).z >= 120)
+
+
+def shows_lens(folder: Path) -> bool:
+    return bool(votes_of(folder).along_axis >= 160)
+
+
+PLANES = "120 pixel triples on slanted planes, 1 % of the pixels known"
 
 
 def edges_agree(folder: Path) -> bool:
@@ -266,15 +278,17 @@ def edges_agree(folder: Path) -> bool:
     return found is not None and found.here >= 0.2 and found.edges >= 0.01 and known_share(folder) >= 0.25
 
 
+EDGES = "edges of depth lie on the image's (correlation 0.2), a quarter of the pixels known"
+
+
 def shows_room_height(folder: Path) -> bool:
-    """Floor and ceiling are both seen."""
     from moge_core.datasets.validation.geometry import find_level_planes, grid_of, normalised_grid
     from moge_core.io.depth import read_depth_codes
 
-    grid, _ = normalised_grid(grid_of(read_depth_codes(folder / "depth.png")))
     with np.errstate(all="ignore"):
+        grid, median = normalised_grid(grid_of(read_depth_codes(folder / "depth.png")))
         planes = find_level_planes(grid, read_meta(folder / "meta.json")["intrinsics"].astype(np.float64))
-    return planes.room_height is not None
+    return planes.room_height is not None and planes.room_height * median < 5
 
 
 FAULTS: Mapping[str, Fault] = {
@@ -295,7 +309,12 @@ FAULTS: Mapping[str, Fault] = {
     "negative fy": Fault(of_camera(lambda K, _: np.diag([1, -1, 1]) @ K), "focal-positive"),
     "transposed": Fault(of_camera(lambda K, _: K.T), "intrinsics-row-major"),
     "half the resolution": Fault(of_camera(lambda K, _: np.diag([0.5, 0.5, 1]) @ K), "intrinsics-of-this-size"),
-    "twice the resolution": Fault(of_camera(lambda K, _: np.diag([2, 2, 1]) @ K), "principal-point-inside"),
+    "twice the resolution": Fault(
+        of_camera(lambda K, _: np.diag([2, 2, 1]) @ K),
+        "principal-point-inside",
+        lambda folder: bool((read_meta(folder / "meta.json")["intrinsics"][:2, 2] >= 0.5).any()),
+        "the principal point is in the middle or beyond",
+    ),
     "sides swapped": Fault(
         of_camera(lambda K, _: K * np.array([[0.75, 1, 1], [1, 1 / 0.75, 1], [1, 1, 1]])), "pixels-square"
     ),
@@ -334,14 +353,23 @@ FAULTS: Mapping[str, Fault] = {
             lambda depth, _: np.where(np.isinf(depth), np.nan, near_and_far(depth)[0] * near_and_far(depth)[1] / depth)
         ),
         "depth-not-disparity",
+        shows_planes,
+        PLANES,
     ),
     "inverted": Fault(
         of_depth(lambda depth, _: np.where(np.isinf(depth), np.nan, sum(near_and_far(depth)) - depth)),
         "depth-not-inverted",
+        shows_planes,
+        PLANES,
     ),
-    "ray lengths": Fault(of_depth(lambda depth, folder: depth * rays(depth, folder)), "depth-along-axis"),
+    "ray lengths": Fault(
+        of_depth(lambda depth, folder: depth * rays(depth, folder)),
+        "depth-along-axis",
+        shows_lens,
+        "160 pixel triples on planes where the lens tells, 1 % of the pixels known",
+    ),
     "millimetres": Fault(of_depth(lambda depth, _: depth * 1000), "unit-plausible"),
-    "depth shifted": Fault(of_depth(lambda depth, _: shifted(depth, 0.06)), "registered"),
+    "depth shifted": Fault(of_depth(lambda depth, _: shifted(depth, 0.06)), "registered", edges_agree, EDGES),
     "image cut and closed": Fault(cut_and_closed, "image-varies"),
     "8-bit normals": Fault(normals(lambda depth: np.zeros((*depth.shape, 3), np.uint8)), "maps-decodable"),
     "normals of another size": Fault(normals(lambda _: np.zeros((5, 7, 3), np.uint16)), "sizes-agree"),
@@ -357,19 +385,19 @@ FAULTS: Mapping[str, Fault] = {
         of_depth(lambda depth, _: float16_bits(depth)),
         "depth-not-float16-bits",
         shows_planes,
-        "planes are seen, 1 % of the pixels known",
+        PLANES,
     ),
     "raw depth camera": Fault(
         of_depth(unregistered),
         "registered",
         edges_agree,
-        "edges of depth lie on the image's (correlation 0.2), a quarter of the pixels known",
+        EDGES,
     ),
     "raw depth, Azure": Fault(
         of_depth(lambda depth, folder: unregistered(depth, folder, focal=505 / 610, aside=0.032)),
         "registered",
         edges_agree,
-        "edges of depth lie on the image's (correlation 0.2), a quarter of the pixels known",
+        EDGES,
     ),
     "no return in pixels": Fault(of_depth(no_return("pixels")), "infinity-is-sky"),
     "no return in blobs": Fault(of_depth(no_return("blobs")), "infinity-is-sky"),
@@ -381,7 +409,10 @@ FAULTS: Mapping[str, Fault] = {
     ),
     "no return down a side": Fault(of_depth(no_return("side")), "infinity-is-sky"),
     "a fifth": Fault(
-        of_depth(lambda depth, _: depth / 5), "unit-plausible", shows_room_height, "floor and ceiling are seen"
+        of_depth(lambda depth, _: depth / 5),
+        "unit-plausible",
+        shows_room_height,
+        "floor and ceiling are seen, less than 5 m apart",
     ),
     "sparse but synthetic": Fault(sparse_synthetic, "density-fits-label"),
 }

@@ -72,6 +72,7 @@ def import_arrays(
     intrinsics_key: str | None = None,
     normal_key: str | None = None,
     intrinsics: str | Path | PixelIntrinsics | None = None,
+    intrinsics_size: tuple[int, int] | None = None,
     progress: Progress | None = None,
     **options: Unpack[ImportOptions],
 ) -> ImportReport:
@@ -83,6 +84,7 @@ def import_arrays(
         image_key, depth_key, intrinsics_key, normal_key: names of the arrays, where they are not the usual ones;
             `depth_array` is another name of `depth_key`.
         intrinsics: the camera of all frames in pixels, "fx,fy,cx,cy" or a file, instead of an array.
+        intrinsics_size: (width, height) that `intrinsics` refer to, where that is not the images' size.
         progress: called as `progress(done, total)`.
         options: what every importer takes, see `ImportOptions`.
 
@@ -95,9 +97,12 @@ def import_arrays(
     source, out = check_folders(source, out_dir)
     settings = ImportSettings.of(options)
     base = source if source.is_dir() else source.parent
-    camera = (
-        intrinsics if isinstance(intrinsics, PixelIntrinsics | None) else parse_intrinsics(intrinsics, search_dir=base)
-    )
+    if isinstance(intrinsics, PixelIntrinsics | None):
+        camera = intrinsics
+    else:
+        camera = parse_intrinsics(intrinsics, search_dir=base, size=intrinsics_size)
+    if camera is not None and intrinsics_size is not None:
+        camera = replace(camera, size=intrinsics_size)
     values = settings.values
     settings = replace(settings, values=replace(values, depth_array=None))
     keys = {

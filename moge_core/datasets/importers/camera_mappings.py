@@ -10,8 +10,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from moge_core.datasets.importers.distortion import distortion_of
+from moge_core.datasets.importers.distortion_mappings import COEFFICIENT_LISTS, distortion_in, says_of_lens
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics, checked_intrinsics, intrinsics_from_matrix
+from moge_core.datasets.importers.mapping_values import as_floats, as_number, as_pair, plain_keys, plain_name
 from moge_core.errors import FormatError, InputError, MoGeError
 
 Cameras: TypeAlias = dict[str, PixelIntrinsics | MoGeError]
@@ -47,46 +48,10 @@ _SENSOR = ("sensorwidth", "sensorsize", "sensorwidthmm", "horizontalaperture", "
 _DEPTH_SCALE = ("scale", "depthscale", "depthmapfactor")
 # ORB-SLAM's settings have it beside the camera.
 _DEPTH_SCALE_OF_ALL = "depthmapfactor"
-_MODEL = (
-    "cameramodel",
-    "distortionmodel",
-    "distortiontype",
-    "projection",
-    "projectiontype",
-    "projectionmodel",
-    "lensmodel",
-)
-# Names that say as often what product a camera is, or what it is for.
-_VAGUE_MODEL = ("model", "type", "lenstype", "cameratype", "modeltype", "lens")
-_COEFFICIENT = re.compile(r"(?:k[1-9]|p[1-4]|s[1-4]|tau[xy]|b[12]|cod[xy]|xi|omega)")
-_COEFFICIENT_LISTS = ("d", "dist", "coeffs", "coefs", "distcoeffs", "distcoeff", "distcoefs", "lensparams")
-# Of a mapping that is all about distortion.
-_NESTED_LISTS = frozenset({"coefficients", "values", "params", "parameters"})
-_RADIAL, _TANGENTIAL = ("radialdistortion", "radial"), ("tangentialdistortion", "tangential")
 _FRAME_NAMES = ("filepath", "filename", "imgname", "imagename", "image", "name", "imagepath", "rgbpath", "colorpath")
 # Words that tell the cameras of a file no further apart.
 _COMMON_WORDS = frozenset({"camera", "cameras", "intrinsic", "intrinsics", "parameters", "calibration", "params"})
-_LENS_WORDS = (
-    "pinhole",
-    "fisheye",
-    "brown",
-    "conrady",
-    "kannala",
-    "radial",
-    "equi",
-    "opencv",
-    "omni",
-    "theta",
-    "plumb",
-    "spher",
-    "panor",
-    "division",
-    "cubemap",
-    "mei",
-    "ortho",
-    "rational",
-    "perspective",
-)
+_MATRIX_LENGTHS = (4, 5, 9, 12, 16)
 _MOST_LEVELS = 8
 # The focal length of a lens in millimetres, taken as pixels, would be of a field of view beyond this.
 _WIDEST_FOV = math.radians(150)
@@ -103,7 +68,7 @@ def cameras_of(content: Any, where: object, size: tuple[int, int] | None = None)
     """
     cameras: Cameras = {}
     for trail, camera in _found(content, (), {}, where, size):
-        short = "/".join(part for part in trail if _plain(part) not in _COMMON_WORDS)
+        short = "/".join(part for part in trail if plain_name(part) not in _COMMON_WORDS)
         cameras["/".join(trail) if short in cameras else short] = camera
     return cameras
 
@@ -121,11 +86,11 @@ def _found(
     if not isinstance(value, Mapping):
         return
     node = _grouped({str(key): inner for key, inner in value.items()})
-    plain = {_plain(key): inner for key, inner in node.items()}
+    plain = {plain_name(key): inner for key, inner in node.items()}
     frames = plain.get("frames")
-    if isinstance(frames, list) and any(_is_camera(_plain_keys(frame)) for frame in frames):
+    if isinstance(frames, list) and any(_is_camera(plain_keys(frame)) for frame in frames):
         for name, frame in _named_items(frames):
-            yield (name,), _camera_or_error({**plain, **_plain_keys(frame)}, context, f"{where}: {name}", size)
+            yield (name,), _camera_or_error({**plain, **plain_keys(frame)}, context, f"{where}: {name}", size)
         return
     if _is_camera(plain):
         yield trail, _camera_or_error(plain, context, f"{where}: {'/'.join(trail)}" if trail else where, size)
@@ -140,7 +105,7 @@ def _named_items(items: Sequence[Any]) -> Iterator[tuple[str, Any]]:
     """Mappings of a list, by the name of the frame that each tells, or by their number."""
     for index, item in enumerate(items):
         if isinstance(item, Mapping):
-            plain = _plain_keys(item)
+            plain = plain_keys(item)
             names = [plain[key] for key in _FRAME_NAMES if isinstance(plain.get(key), str)]
             yield (names[0] if names else f"[{index}]"), item
 
@@ -152,8 +117,8 @@ def _grouped(node: Mapping[str, Any]) -> Mapping[str, Any]:
         numbered = re.fullmatch(r"([A-Za-z_]{1,20}?)_?([12])", key)
         if "." in key and not isinstance(value, Mapping):
             group, own = key.split(".", 1)
-        elif numbered and _is_matrix_or_list(value) and _plain(numbered[1]) in {*_MATRIX, *_COEFFICIENT_LISTS, "m"}:
-            group, own = numbered[2], "K" if _plain(numbered[1]) == "m" else numbered[1]
+        elif numbered and _is_matrix_or_list(value) and plain_name(numbered[1]) in {*_MATRIX, *COEFFICIENT_LISTS, "m"}:
+            group, own = numbered[2], "K" if plain_name(numbered[1]) == "m" else numbered[1]
         else:
             result[key] = value
             continue
@@ -164,26 +129,25 @@ def _grouped(node: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _is_matrix_or_list(value: Any) -> bool:
-    numbers = _floats(value)
+    numbers = as_floats(value)
     return numbers is not None and len(numbers) >= 4
 
 
 def _goes_down(key: str, value: Any) -> bool:
     """Whether what stands here is said of the cameras below: their distortion, model and size."""
-    if isinstance(value, int | float | str):
-        known = {*_WIDTH, *_HEIGHT, *_MODEL, "isfisheye", _DEPTH_SCALE_OF_ALL}
-        return key in known or _speaks_of_distortion(key) or _COEFFICIENT.fullmatch(key) is not None
-    return _speaks_of_distortion(key) or (key in _SIZE and _pair(value) is not None)
+    if isinstance(value, int | float | str) and key in {*_WIDTH, *_HEIGHT, _DEPTH_SCALE_OF_ALL}:
+        return True
+    return (says_of_lens(key) and key not in _MATRIX) or (key in _SIZE and as_pair(value) is not None)
 
 
 def _is_camera(node: Mapping[str, Any]) -> bool:
     """Whether the numbers of a camera stand here, by any of their names."""
-    if any(key in node for key in (*_FOCAL_X, *_ANGLE_X, *_ANGLE_Y)) or _number(node.get("fov")) is not None:
+    if any(key in node for key in (*_FOCAL_X, *_ANGLE_X, *_ANGLE_Y)) or as_number(node.get("fov")) is not None:
         return True
     has_centre = any(key in node for key in (*_CENTRE_X, *_CENTRE, *_WIDTH, *_SIZE))
-    if has_centre and any(_floats(node.get(key)) for key in _FOCAL):
+    if has_centre and any(as_floats(node.get(key)) for key in _FOCAL):
         return True
-    return any(len(_floats(node.get(key)) or ()) in {4, 5, 9, 12, 16} for key in _MATRIX)
+    return any(len(as_floats(node.get(key)) or ()) in _MATRIX_LENGTHS for key in _MATRIX)
 
 
 def _camera_or_error(
@@ -206,22 +170,22 @@ def _camera(
     """
     size = _size(node) or _size(context)
     camera = _pinhole(node, where, said_size or size)
-    distortion, notes = _distortion({**context, **node}, where)
-    scales = [_number(node[key]) for key in _DEPTH_SCALE if key in node]
-    scale = scales[0] if scales else _number(context.get(_DEPTH_SCALE_OF_ALL))
+    distortion, notes = distortion_in({**context, **node}, where)
+    scales = [as_number(node[key]) for key in _DEPTH_SCALE if key in node]
+    scale = scales[0] if scales else as_number(context.get(_DEPTH_SCALE_OF_ALL))
     notes = (*camera.notes, *notes)
     return replace(camera, size=camera.size or size, depth_scale=scale, distortion=distortion, notes=notes)
 
 
 def _pinhole(node: Mapping[str, Any], where: object, size: tuple[int, int] | None) -> PixelIntrinsics:
-    if _number(node.get("skew")):
+    if as_number(node.get("skew")):
         raise FormatError(where, "must have no skew; instances are pinhole cameras", found=f"skew {node['skew']}")
     fx, fy = _first(node, _FOCAL_X), _first(node, _FOCAL_Y)
     centre = _centre(node)
     if fx is None:
         for key in _MATRIX:
-            numbers = _floats(node.get(key))
-            if numbers is None or len(numbers) not in {4, 5, 9, 12, 16}:
+            numbers = as_floats(node.get(key))
+            if numbers is None or len(numbers) not in _MATRIX_LENGTHS:
                 continue
             if len(numbers) == 4:
                 return checked_intrinsics(numbers, where)
@@ -230,7 +194,7 @@ def _pinhole(node: Mapping[str, Any], where: object, size: tuple[int, int] | Non
                 raise FormatError(where, "must be a pinhole camera", found="five numbers, as omnidirectional ones have")
             matrix = np.array(numbers[:9] if len(numbers) == 9 else numbers).reshape(-1, 3 if len(numbers) == 9 else 4)
             return intrinsics_from_matrix(matrix if len(numbers) == 16 else matrix[:3, :3], f"{where}: {key}")
-        both = next((numbers for key in _FOCAL if (numbers := _floats(node.get(key)))), None)
+        both = next((numbers for key in _FOCAL if (numbers := as_floats(node.get(key)))), None)
         if both is not None:
             fx, fy = both[0], both[-1]
             _check_unit(node, fx, centre, size, where)
@@ -252,7 +216,7 @@ def _centre(node: Mapping[str, Any]) -> tuple[float, float] | None:
     cx, cy = _first(node, _CENTRE_X), _first(node, _CENTRE_Y)
     if cx is not None and cy is not None:
         return cx, cy
-    return next((pair for key in _CENTRE if (pair := _pair(node.get(key))) is not None), None)
+    return next((pair for key in _CENTRE if (pair := as_pair(node.get(key))) is not None), None)
 
 
 def _from_corner(centre: tuple[float, float]) -> tuple[tuple[float, float], tuple[str, ...]]:
@@ -266,7 +230,7 @@ def _of_angles(
 ) -> PixelIntrinsics:
     """A camera of which only the field of view is told."""
     angle_x, angle_y = _first(node, _ANGLE_X), _first(node, _ANGLE_Y)
-    either = _number(node.get("fov"))
+    either = as_number(node.get("fov"))
     if size is None:
         fix = "Say the size of the images with --intrinsics-size WxH, or add width and height to the file."
         raise InputError(where, "a field of view needs a size", found="only angles", fix=fix)
@@ -315,117 +279,25 @@ def _check_unit(
         raise InputError(where, "must be a focal length in pixels", found=f"{focal:g}, maybe millimetres", fix=fix)
 
 
-def _distortion(node: Mapping[str, Any], where: object) -> Any:
-    names: list[str] = []
-    named: dict[str, float] = {}
-    listed: list[float] = []
-    _gather(node, names, named, listed, where)
-    return distortion_of(names, named, [] if named else listed, where)
-
-
-def _gather(
-    node: Mapping[str, Any], names: list[str], named: dict[str, float], listed: list[float], where: object
-) -> None:
-    """Everything here that is said of distortion: names of models, coefficients by name and in lists."""
-    for key, value in node.items():
-        if key in _MODEL and isinstance(value, str):
-            names.append(value)
-        elif key == "isfisheye" and value:
-            names.append("fisheye")
-        elif key in _VAGUE_MODEL and isinstance(value, str) and _names_a_model(value):
-            names.append(value)
-        elif _COEFFICIENT.fullmatch(key) and (number := _number(value)) is not None:
-            named[key.replace("tau", "t")] = number
-        elif key in (*_RADIAL, *_TANGENTIAL) and (numbers := _floats(value)) is not None:
-            letter = "k" if key in _RADIAL else "p"
-            named.update({f"{letter}{index}": number for index, number in enumerate(numbers, 1)})
-        elif _speaks_of_distortion(key) and value not in (None, "", [], {}) and not isinstance(value, bool):
-            numbers = _floats(value)
-            # A single number by so short a name is a distance as often.
-            if numbers is not None and (isinstance(value, list | Mapping) or key not in _COEFFICIENT_LISTS):
-                listed[:] = listed if any(listed) else numbers
-            elif isinstance(value, Mapping):
-                inner = _plain_keys(value)
-                names += [inner[one] for one in _VAGUE_MODEL if isinstance(inner.get(one), str)]
-                kept = {
-                    "coeffs" if one in _NESTED_LISTS else one: item
-                    for one, item in inner.items()
-                    if one not in _VAGUE_MODEL
-                }
-                _gather(kept, names, named, listed, where)
-            elif numbers is None:
-                names.append(value if isinstance(value, str) and len(value) < 40 else f"{key} of a file")
-
-
-def _names_a_model(value: str) -> bool:
-    """Whether a name that may be a product's speaks of a lens."""
-    return any(word in _plain(value) for word in _LENS_WORDS)
-
-
-def _speaks_of_distortion(key: str) -> bool:
-    if "center" in key or "centre" in key:
-        return False
-    return key in _COEFFICIENT_LISTS or "distor" in key
-
-
 def _first(node: Mapping[str, Any], keys: Sequence[str]) -> float | None:
     """The number of the first of these names that is there; NaN where it is none."""
     for key in keys:
         if key in node:
-            number = _number(node[key])
+            number = as_number(node[key])
             return math.nan if number is None else number
     return None
 
 
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    try:
-        return float(value)
-    except (ValueError, OverflowError):
-        return None
-
-
-def _floats(value: Any) -> list[float] | None:
-    """Numbers of a number, of nested lists, or of OpenCV's {"rows", "cols", "data"}."""
-    if isinstance(value, Mapping):
-        data = _plain_keys(value).get("data")
-        return None if data is None or isinstance(data, Mapping) else _floats(data)
-    if not isinstance(value, list | tuple):
-        number = _number(value)
-        return None if number is None else [number]
-    result: list[float] = []
-    for item in value:
-        numbers = None if isinstance(item, Mapping) else _floats(item)
-        if numbers is None or len(result) > 64:
-            return None
-        result += numbers
-    return result
-
-
-def _pair(value: Any) -> tuple[float, float] | None:
-    numbers = _floats(value)
-    return (numbers[0], numbers[1]) if numbers is not None and len(numbers) == 2 else None
-
-
 def _size(node: Mapping[str, Any]) -> tuple[int, int] | None:
     width, height = (next((node[key] for key in keys if key in node), None) for keys in (_WIDTH, _HEIGHT))
-    pairs = [(width, height), *(_pair(node.get(key)) or _mapped_size(node.get(key)) for key in _SIZE)]
+    pairs = [(width, height), *(as_pair(node.get(key)) or _mapped_size(node.get(key)) for key in _SIZE)]
     for pair in pairs:
-        numbers = [_number(side) for side in pair or ()]
+        numbers = [as_number(side) for side in pair or ()]
         if len(numbers) == 2 and all(side is not None and side >= 1 and side == int(side) for side in numbers):
             return int(numbers[0] or 0), int(numbers[1] or 0)
     return None
 
 
 def _mapped_size(value: Any) -> tuple[Any, Any] | None:
-    plain = _plain_keys(value)
+    plain = plain_keys(value)
     return (plain["width"], plain["height"]) if {"width", "height"} <= plain.keys() else None
-
-
-def _plain_keys(value: Any) -> dict[str, Any]:
-    return {_plain(str(key)): inner for key, inner in value.items()} if isinstance(value, Mapping) else {}
-
-
-def _plain(key: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", key.lower())

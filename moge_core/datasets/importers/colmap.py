@@ -219,7 +219,10 @@ def _models(source: Path) -> list[Path]:
 
 def _problem(source: Path, image: ModelImage, cameras: dict[int, ModelCamera]) -> Finding | None:
     path = PurePosixPath(image.name)
-    if path.is_absolute() or ".." in path.parts or not path.name or "\\" in image.name:
+    if "\\" in image.name:
+        fix = "Export the model on the machine that the images are on, or replace them by / in images.txt."
+        return Finding(repr(image.name), "listable-path", "error", "its folders are separated by backslashes", fix)
+    if path.is_absolute() or ".." in path.parts or not path.name:
         return Finding(repr(image.name), "listable-path", "error", "its name leaves the images", "Rename the image.")
     if not (source / "images" / path).is_file():
         return Finding(image.name, "paired", "error", f"there is no images/{image.name}", "Add it, or ignore it.")

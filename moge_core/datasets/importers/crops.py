@@ -131,14 +131,17 @@ def check_same_field(parts: Parts, record: Record) -> None:
     if is_usual and here >= LEAST_FIT:
         return
     place, pixels = _best_crop(parts.image, edges, image, depth)
-    lead = 0.0 if place is None else place.fit - (max(here, best) if is_usual else here)
-    if place is not None and place.fit >= LEAST_FIT and lead >= (LEAST_LEAD if is_usual else _UNUSUAL_LEAD):
+    crop = 0.0 if place is None else place.fit
+    needed = max(here, best) + LEAST_LEAD if is_usual else here + _UNUSUAL_LEAD
+    if place is not None and crop >= max(LEAST_FIT, needed):
         raise _cropped(record, image, depth, place, pixels, here)
-    if not is_usual and (fit is None or here < LEAST_FIT):
+    fits_badly = crop >= max(LEAST_FIT, here + LEAST_LEAD)
+    if fits_badly or (not is_usual and (here < LEAST_FIT or crop >= here)):
+        why = "fit badly by their edges" if fits_badly else "differ by an unusual ratio, and their edges do not tell"
         parts.told.suspicions.add(
-            f"Images of {_size(image)} and depth of {_size(depth)} differ by an unusual ratio, and their edges do not"
-            " tell whether one is the other made smaller, as which they were taken, or a crop of it. If it is a crop,"
-            " import again with --depth-at X,Y, where the first pixel of the depth map lies in the image."
+            f"Images of {_size(image)} and depth of {_size(depth)} were taken as one field in two sizes, but they"
+            f" {why}. If one is a crop of the other, import again with --depth-at X,Y, where the first pixel of the"
+            " depth map lies in the image."
         )
 
 

@@ -22,10 +22,11 @@ from moge_core.datasets.importers.frames import Frame, Parts, normalised_intrins
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics
 from moge_core.datasets.importers.records import ImportSettings, Record, StoredDepth, finding_of
 from moge_core.datasets.importers.reports import ImportReport, median
+from moge_core.datasets.importers.shared_cameras import check_one_size
 from moge_core.datasets.importers.stored_values import StoredValues
 from moge_core.datasets.importers.told import ToldOfAll
 from moge_core.datasets.layout import Finding
-from moge_core.errors import InputError, MoGeError
+from moge_core.errors import DatasetError, InputError, MoGeError
 
 NUM_LOOKED_AT = 12
 """So many frames are decoded, however many there are."""
@@ -55,7 +56,7 @@ class Understood:
         lines: all of it for people.
         picture: where the picture with depth's edges over the images is; None where no frame could be decoded.
         values: stored values of the depth maps that were decoded; None where depth is of points.
-        command: the command line of the import; None where it cannot be typed.
+        command: the command line of the import; None where it cannot be typed, or there is nothing to import.
     """
 
     num_frames: int
@@ -121,7 +122,7 @@ def understand(
         picture = target or _temporary(out)
         write_image(picture, _mosaic(looks.pictures))
     call = current_call()
-    command = None if call is None else call.command()
+    command = None if call is None or not num_frames else call.command()
     lines = [
         f"Frames: {num_frames} pairs of an image and depth; {len(chosen)} of them, evenly spread, were looked at.",
         *(f"  {_pair(record, source)}" for record in chosen[:: max(1, len(chosen) // 3)][:3]),
@@ -129,13 +130,18 @@ def understand(
     ]
     if picture is not None:
         lines.append(f"Picture: {picture}: depth's edges must lie on those of the image.")
+    told = [*notes, *looks.told.lines()]
+    try:
+        check_one_size(chosen)
+    except DatasetError as error:
+        told.append(f"This import would be refused: {error}")
     unit = looks.units.pop() if len(looks.units) == 1 else None
     return ImportReport(
         out_dir=out,
         instances=[],
         num_written=0,
         skipped=skipped,
-        notes=[*notes, *looks.told.lines()],
+        notes=told,
         median_depth_m=median(looks.medians),
         valid_share=median(looks.valid_shares),
         fov_x_deg=median(looks.fovs_x),
@@ -257,7 +263,7 @@ def _lines_of(looks: _Looks, values: StoredValues | None) -> list[str]:
         lines.append(f"Camera: {text}" + (f" ({count} frames)" if len(looks.cameras) > 1 else ""))
     if values is not None and looks.meaning is not None:
         lines.append(f"Stored values: {_meaning_text(looks.meaning)}")
-        lines += [f"  {line}" for line in values.lines()]
+        lines += [f"  {line}" for line in values.lines(looks.meaning)]
         lines += _scales(values, looks.meaning)
     elif looks.valid_shares:
         lines.append(f"Depth: of points; {median(looks.valid_shares) or 0:.1%} of the pixels have one")
@@ -275,7 +281,7 @@ def _meaning_text(meaning: StoredDepth) -> str:
     """What would be taken for granted of values."""
     told = [f"kind {meaning.kind}", "no scale given" if meaning.scale is None else f"scale {meaning.scale:g}"]
     told += [f"offset {meaning.offset:g}"] if meaning.offset else []
-    told += [f"encoding {meaning.encoding}"] if meaning.encoding != "linear" else []
+    told += [f"encoding {meaning.encoding}"] if meaning.encoding not in {None, "linear"} else []
     for name, several in (("invalid", meaning.invalid), ("infinite", meaning.infinite)):
         told += [f"{name} {' '.join(f'{value:g}' for value in several)}"] if several else []
     told += [f"baseline {meaning.baseline:g} m"] if meaning.baseline is not None else []
@@ -284,7 +290,11 @@ def _meaning_text(meaning: StoredDepth) -> str:
 
 def _scales(values: StoredValues, meaning: StoredDepth) -> list[str]:
     """The median depth at the scales that are usual, for values that are proportional to z or to the ray."""
-    if meaning.kind not in {"z", "ray"} or meaning.encoding != "linear" or not math.isfinite(values.typical):
+    if (
+        meaning.kind not in {"z", "ray"}
+        or meaning.encoding not in {None, "linear"}
+        or not math.isfinite(values.typical)
+    ):
         return []
     scales = sorted({float(scale) for scale in _USUAL_SCALES} | ({meaning.scale} if meaning.scale else set()))
     lines = ["Median depth at usual scales (--scale):"]

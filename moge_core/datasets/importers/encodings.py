@@ -17,9 +17,11 @@ OF_CHANNELS: frozenset[str] = frozenset({"float32", "float32-bgra", "rgb24", "bg
 
 # Channels from the least byte to the greatest.
 _BYTES: Mapping[str, tuple[int, ...]] = {"float32": (0, 1, 2, 3), "float32-bgra": (2, 1, 0, 3)}
-# Decoded floats in this range, in whatever unit, are depth; wrongly ordered bytes are mostly outside of it.
-_LEAST_DEPTH, _MOST_DEPTH = 1e-4, 1e6
-_LEAST_PLAUSIBLE = 0.5
+# Steps of depth in 24 bits are smaller than those of its least byte by this factor, each relative to its range.
+_SMOOTHER = 0.25
+# Swapped bytes leave the magnitude of a float and scramble its digits: neighbours then differ by so many powers of two,
+# and by so many times more than in the right order.
+_ROUGH, _ROUGHER = 0.05, 4.0
 
 
 def decoded(values: npt.NDArray[Any], encoding: Encoding, path: Path) -> npt.NDArray[Any]:
@@ -54,9 +56,9 @@ def looks_like_24_bits(pixels: npt.NDArray[Any]) -> Encoding | None:
         extent = int(number.max()) - int(number.min())
         if extent < 1 << 12:
             continue
-        # The whole number must be smoother than its middle byte, relative to what each of them spans.
-        rough = [float(np.mean(np.abs(np.diff(part, axis=1)))) for part in (number, green, low)]
-        if rough[0] / extent < 0.25 * min(rough[1] / 256, rough[2] / 256):
+        # The whole number must be smoother than its least byte, relative to what each of them spans.
+        rough, noisy = (float(np.mean(np.abs(np.diff(part, axis=1)))) for part in (number, low))
+        if rough / extent < _SMOOTHER * noisy / 256:
             return "rgb24" if encoding == "rgb24" else "bgr24"
     return None
 
@@ -91,8 +93,9 @@ def _float32_of_bytes(values: npt.NDArray[Any], encoding: str, path: Path) -> np
     orders = {name: _joined(values, order) for name, order in _BYTES.items()}
     numbers = orders.pop(encoding)
     for name, others in orders.items():
-        if _share_of_depths(numbers) < _LEAST_PLAUSIBLE < _share_of_depths(others):
-            found = "numbers that no depth has, and depth in the other order of bytes"
+        rough = _roughness(numbers)
+        if rough > max(_ROUGH, _ROUGHER * _roughness(others)):
+            found = "numbers that jump from pixel to pixel, which those of the other order of bytes do not"
             raise InstanceError(path, f"must be depth as {encoding}", found=found, fix=f"Say --encoding {name}.")
     return numbers
 
@@ -102,10 +105,12 @@ def _joined(values: npt.NDArray[Any], order: tuple[int, ...]) -> npt.NDArray[np.
     return numbers
 
 
-def _share_of_depths(numbers: npt.NDArray[np.float32]) -> float:
-    """Share of depths among the numbers that are neither zero nor infinite."""
-    known = numbers[(numbers != 0) & np.isfinite(numbers)]
-    return float(np.mean((known > _LEAST_DEPTH) & (known < _MOST_DEPTH))) if known.size else 1.0
+def _roughness(numbers: npt.NDArray[np.float32]) -> float:
+    """Median step between neighbours in a row, in powers of two; 0 where none is known."""
+    with np.errstate(all="ignore"):
+        steps = np.abs(np.diff(np.log2(numbers), axis=1))
+    known = steps[np.isfinite(steps)]
+    return float(np.median(known)) if known.size else 0.0
 
 
 def _rgb24(values: npt.NDArray[Any], path: Path) -> npt.NDArray[Any]:

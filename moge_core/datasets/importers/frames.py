@@ -9,7 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from moge_core.datasets.importers.crops import crop_to_depth
+from moge_core.datasets.importers.further_maps import compare_maps, turn_maps
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics
+from moge_core.datasets.importers.map_files import read_mask_map, read_normal_map, read_segmentation_map
 from moge_core.datasets.importers.orientation import turn_to_depth
 from moge_core.datasets.importers.records import ImportSettings, Record, Stored, StoredDepth, StoredPoints
 from moge_core.datasets.importers.sizes import (
@@ -50,7 +52,8 @@ class Parts:
         stored: (h, w), depth as stored, decoded where its encoding is not linear; None where the record has points.
         meaning: what these values mean, also by what their file says; None where the record has points.
         camera: of the image.
-        normal, mask, segmentation: see `Record`; each may have a size of its own.
+        normal, mask, segmentation: see `Record`; each may have a size of its own. Normals are in the file's axes until
+            `turn_maps`.
         told: what is to be told.
     """
 
@@ -61,7 +64,7 @@ class Parts:
     meaning: StoredDepth | None
     camera: PixelIntrinsics
     normal: npt.NDArray[Any] | None
-    mask: npt.NDArray[Any] | None
+    mask: npt.NDArray[np.bool_] | None
     segmentation: npt.NDArray[Any] | None
     told: Told
 
@@ -89,12 +92,14 @@ def read_frame(record: Record, settings: ImportSettings) -> Frame:
     from moge_core.datasets.importers.undistortion import undistort
 
     parts = read_parts(record)
+    turn_maps(parts, record, settings)
     turn_to_depth(parts, record, settings)
     crop_to_depth(parts, record, settings)
     undistort(parts, record, settings)
     frame = _of_one_size(parts, record, settings)
     if parts.stored is not None and parts.meaning is not None:
         look_at_values(parts.stored, parts.meaning, frame.depth, record, frame.told)
+    compare_maps(frame, record, settings)
     if frame.mask is not None:
         frame.depth = np.where(frame.mask, frame.depth, np.float32(np.nan))
     if settings.max_depth is not None:
@@ -141,9 +146,9 @@ def _read_parts(record: Record) -> Parts:
         stored,
         meaning,
         record.camera,
-        None if record.normal is None else _read_map(record.normal, (3,), "normal map"),
-        None if record.mask is None else _read_map(record.mask, (), "mask"),
-        None if record.segmentation is None else _read_map(record.segmentation, (), "segmentation"),
+        None if record.normal is None else read_normal_map(record.normal, told.notes),
+        None if record.mask is None else read_mask_map(record.mask, told.notes),
+        None if record.segmentation is None else read_segmentation_map(record.segmentation),
         told,
     )
 
@@ -183,7 +188,7 @@ def _of_one_size(parts: Parts, record: Record, settings: ImportSettings) -> Fram
     normal = _brought_to(parts.normal, record.normal, "normal map", size, notes)
     mask = _brought_to(parts.mask, record.mask, "mask", size, notes)
     segmentation = _brought_to(parts.segmentation, record.segmentation, "segmentation", size, notes)
-    return Frame(image, depth, intrinsics, jpeg, normal, None if mask is None else mask > 0, segmentation, parts.told)
+    return Frame(image, depth, intrinsics, jpeg, normal, mask, segmentation, parts.told)
 
 
 def _thinned(parts: Parts, depth: npt.NDArray[np.float32], size: tuple[int, int]) -> npt.NDArray[np.float32]:
@@ -283,15 +288,6 @@ def _project(points: StoredPoints, intrinsics: npt.NDArray[np.float64], width: i
     if cloud.ndim != 2 or cloud.shape[1] != 3:
         raise InstanceError(points.path, "must hold points (N, 3)", found=f"shape {cloud.shape}")
     return project_points(cloud, intrinsics, width, height, drop_hidden=points.drop_hidden, sensor=points.sensor)
-
-
-def _read_map(stored: Stored, channels: tuple[int, ...], what: str) -> npt.NDArray[Any]:
-    from moge_core.datasets.importers.arrays import read_array
-
-    values = np.asarray((stored.read or read_array)(stored.path))
-    if values.ndim != 2 + len(channels) or values.shape[2:] != channels:
-        raise InstanceError(stored.path, f"must hold a {what} {('H', 'W', *channels)}", found=f"shape {values.shape}")
-    return values
 
 
 def _brought_to(

@@ -13,9 +13,9 @@ from typing import Any
 
 from moge_core.datasets.import_log import ImportEvent
 from moge_core.datasets.importers.instance_files import FILE_NAMES
+from moge_core.datasets.importers.origins import origin_of
 from moge_core.datasets.importers.records import ImportSettings
 from moge_core.datasets.layout import INSPECTION_NAMES, META_NAME, scan_instances
-from moge_core.errors import MoGeError
 
 
 def find_leftovers(
@@ -53,7 +53,7 @@ def find_leftovers(
         name = start + path
         if name in made or not name.startswith(prefix) or (longer and name.startswith(longer)):
             continue
-        origin = _origin(out / name)
+        origin = origin_of(out / name)
         if origin.get("importer") == importer and _is_of(source, prefix, identity, origin, own):
             found.append(name)
     return sorted(found)
@@ -80,16 +80,6 @@ def remove_instances(out: Path, names: Sequence[str]) -> list[str]:
                 folder.rmdir()
             folder = folder.parent
     return kept
-
-
-def _origin(folder: Path) -> dict[str, Any]:
-    from moge_core.io import read_meta
-
-    try:
-        origin = read_meta(folder / META_NAME).get("source")
-    except (MoGeError, OSError):
-        return {}
-    return origin if isinstance(origin, dict) else {}
 
 
 def _is_of(

@@ -22,7 +22,7 @@ from moge_core.datasets.importers.records import (
 from moge_core.datasets.importers.reread import changed_reading
 from moge_core.datasets.importers.vocabulary import GivenValues
 from moge_core.datasets.layout import META_NAME
-from moge_core.errors import InstanceError
+from moge_core.errors import InstanceError, MoGeError
 from moge_core.io.files import NamedBytes, read_bytes
 
 _VERSION = 3
@@ -143,7 +143,9 @@ class Origins:
         complete = all((folder / FILE_OF_PART[part]).is_file() for part, _ in record.parts())
         lacks_pose = "pose" in origin and "pose" not in existing
         wanted = {name: text for name, text in origin.items() if not (lacks_pose and name == "pose")}
-        is_current = existing == wanted and complete and changed <= path.stat().st_mtime_ns
+        # A unit that values did not show is there since the user says it.
+        as_said = not record.unit_is_said or meta.get("depth_unit") == record.depth_unit
+        is_current = existing == wanted and complete and as_said and changed <= path.stat().st_mtime_ns
         return Standing(meta, data.decode("utf-8-sig"), is_current, lacks_pose and is_current)
 
     def _label(self, part: Stored) -> str:
@@ -154,6 +156,17 @@ class Origins:
         if text.startswith(self.base):
             return text[len(self.base) :]
         return Path(os.path.relpath(path, self.base)).as_posix()
+
+
+def origin_of(folder: Path) -> dict[str, Any]:
+    """What the instance in a folder says that it was made from; nothing where there is none, or no import made it."""
+    from moge_core.io import read_meta
+
+    try:
+        origin = read_meta(folder / META_NAME).get("source")
+    except (MoGeError, OSError):
+        return {}
+    return origin if isinstance(origin, dict) else {}
 
 
 def check_target(folder: Path, record: Record) -> None:

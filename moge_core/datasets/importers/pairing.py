@@ -13,32 +13,27 @@ then `left` goes, because depth is of the left camera; and what remains pairs by
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import TypeAlias
 
 from moge_core.datasets.importers.frame_lists import ListedPairs
 from moge_core.datasets.importers.frame_names import (
-    FOLDER,
     FORMAT,
-    HASH,
     NUMBER,
     Name,
     Shape,
     count_of_folder_numbers,
     family,
     has_fractions_like_decimals,
-    is_droppable,
     is_known,
-    is_scene_word,
-    joined_phrases,
     normal_number,
     numbers_of_kinds,
-    parts_of,
     read_name,
 )
+from moge_core.datasets.importers.frame_tokens import NO_WORDS, Dropped, constant_words
 from moge_core.datasets.importers.glob_tokens import matched_by_wildcards
 from moge_core.datasets.importers.instance_names import InstanceNames, made_unique
 from moge_core.datasets.importers.stamps import TimePairs, pair_by_time, stamp_of
@@ -46,13 +41,6 @@ from moge_core.errors import DatasetError
 
 Key: TypeAlias = tuple[Shape, tuple[str, ...]]
 """The words and signs that are left of a shape, and the numbers at its signs."""
-
-_SIGNS = frozenset({NUMBER, FORMAT, HASH})
-# Stands for the words of a folder that was a kind of data and has a number.
-_KIND = "*"
-_NO_WORDS = _SIGNS | {FOLDER}
-# Words as short as these may stand for images and depth where nothing else does: a/1.jpg and b/1.png.
-_LONGEST_CODE = 3
 
 
 @dataclass(frozen=True)
@@ -129,59 +117,6 @@ def _matched(pattern: str, paths: Iterable[PurePosixPath]) -> list[Name]:
     return [Name(path, (), ()) if text is None else read_name(path, text) for path, text in texts]
 
 
-@dataclass(frozen=True)
-class _Dropped:
-    """Which words and numbers of a name are no part of its token.
-
-    Attributes:
-        words: how many of each, counted from the end.
-        kinds: also every word for images and depth.
-        formats: also numbers that are sizes or counts of bits.
-        numbered: also the numbers of folders that are kinds of data.
-    """
-
-    words: Mapping[str, int]
-    kinds: bool = False
-    formats: bool = False
-    numbered: bool = False
-    cache: dict[Shape, tuple[Shape, tuple[int, ...]]] = field(default_factory=dict, repr=False)
-
-    def kept(self, shape: Shape) -> tuple[Shape, tuple[int, ...]]:
-        """What is left of a shape, and the indices of the numbers that are."""
-        if shape not in self.cache:
-            self.cache[shape] = self._kept(shape)
-        return self.cache[shape]
-
-    def _kept(self, shape: Shape) -> tuple[Shape, tuple[int, ...]]:
-        to_drop = Counter(self.words)
-        signs: list[str] = []
-        kept_numbers: list[int] = []
-        number = sum(sign in _SIGNS for sign in shape)
-        of_kinds = numbers_of_kinds(shape) if self.numbered else ()
-        for depth, part in enumerate(reversed(parts_of(joined_phrases(shape)))):
-            kept: list[str] = []
-            num_dropped = 0
-            following = ""
-            for sign in reversed(part):
-                if sign in _SIGNS:
-                    number -= 1
-                    if number not in of_kinds and not (self.formats and sign == FORMAT):
-                        kept.append(NUMBER)
-                        kept_numbers.append(number)
-                # The scene color_lab is another than lab.
-                elif to_drop[sign] > 0 or (self.kinds and is_droppable(sign) and not is_scene_word(following)):
-                    to_drop[sign] -= 1
-                    num_dropped += 1
-                else:
-                    kept.append(sign)
-                following = sign
-            # The number of a folder depth2/ is that of image2/, and not that of a scene 2/.
-            if depth and num_dropped and set(kept) == {NUMBER}:
-                kept.append(_KIND)
-            signs += kept
-        return tuple(reversed(signs)), tuple(reversed(kept_numbers))
-
-
 class _Matching:
     """Pairs of two sides, found in turns from what is sure to what needs more presumed."""
 
@@ -206,7 +141,7 @@ class _Matching:
         self.exact_fraction = not (has_fractions_like_decimals(images) and has_fractions_like_decimals(depths))
         self.exact_folders = any(map(_has_two_texts_for_a_folder, (images, depths)))
         shapes = [{name.shape for name in side} for side in (images, depths)]
-        self.constant, self.scenes = _constant_words(*shapes)
+        self.constant, self.scenes = constant_words(*shapes)
 
     def run(self) -> bool:
         """Find all pairs; whether there is one.
@@ -221,7 +156,7 @@ class _Matching:
             for formats in (False, True):
                 # A size or a number of bits is dropped only where nothing pairs with it.
                 if not (formats and self.pairs):
-                    self._match(*(_Dropped(words, kinds, formats) for words in self.constant))
+                    self._match(*(Dropped(words, kinds, formats) for words in self.constant))
         self._match_left()
         if not self.pairs:
             self._match_numbered_kinds()
@@ -273,7 +208,7 @@ class _Matching:
         if not any(named) or not all(lone):
             return
         before = len(self.pairs)
-        self._match(*(_Dropped({**words, "left": len("left")}, kinds=True) for words in self.constant))
+        self._match(*(Dropped({**words, "left": len("left")}, kinds=True) for words in self.constant))
         if len(self.pairs) > before:
             side = " and ".join(
                 what for what, is_named in zip(("images", "depth maps"), named, strict=True) if is_named
@@ -290,14 +225,14 @@ class _Matching:
         ]
         if sorted(map(len, values)) != [1, 1] or {()} not in values or values[0] == values[1]:
             return
-        self._match(*(_Dropped(words, kinds=True, numbered=True) for words in self.constant))
+        self._match(*(Dropped(words, kinds=True, numbered=True) for words in self.constant))
         if self.pairs:
             side, number = ("images", values[0]) if {()} != values[0] else ("depth maps", values[1])
             self.notes.append(
                 f"The number {' '.join(*number)} in the folders of all {side} was taken for a part of their kind."
             )
 
-    def _match(self, image_dropped: _Dropped, depth_dropped: _Dropped) -> None:
+    def _match(self, image_dropped: Dropped, depth_dropped: Dropped) -> None:
         """Pair what has equal tokens among the files that are left."""
         if not (self.lone_images and self.lone_depths):
             return
@@ -314,13 +249,13 @@ class _Matching:
             self.lone_images = [name for name in self.lone_images if name.path not in paired]
             self.lone_depths = [name for name in self.lone_depths if name.path not in paired]
 
-    def _grouped(self, names: Iterable[Name], dropped: _Dropped) -> dict[Key, list[Name]]:
+    def _grouped(self, names: Iterable[Name], dropped: Dropped) -> dict[Key, list[Name]]:
         groups: dict[Key, list[Name]] = defaultdict(list)
         for name in names:
             groups[self._key(name, dropped)].append(name)
         return groups
 
-    def _key(self, name: Name, dropped: _Dropped, without: tuple[int, ...] = ()) -> Key:
+    def _key(self, name: Name, dropped: Dropped, without: tuple[int, ...] = ()) -> Key:
         signs, indices = dropped.kept(name.shape)
         # The folders 1/ and 01/ are two where both are there.
         num_exact = count_of_folder_numbers(name.shape) if self.exact_folders else 0
@@ -334,11 +269,11 @@ class _Matching:
         )
         return signs, tuple(numbers)
 
-    def _is_token(self, key: Key, *sides: tuple[Name, _Dropped]) -> bool:
+    def _is_token(self, key: Key, *sides: tuple[Name, Dropped]) -> bool:
         if key[0]:
             return True
         # A picture and a depth map are a pair without any number when their names say nothing else.
-        words = [word for name, _ in sides for word in name.shape if word not in _NO_WORDS]
+        words = [word for name, _ in sides for word in name.shape if word not in NO_WORDS]
         return all(map(is_known, words)) and not any(FORMAT in name.shape for name, _ in sides)
 
     def _settled(self, key: Key, images: list[Name], depths: list[Name]) -> list[tuple[Name, Name]]:
@@ -367,7 +302,7 @@ class _Matching:
 
     def _match_times(self, max_difference: float) -> None:
         """Pair what is left by time stamps, scene by scene."""
-        dropped = [_Dropped(words, kinds=True) for words in self.constant]
+        dropped = [Dropped(words, kinds=True) for words in self.constant]
         sides = []
         for names, how in zip((self.images, self.depths), dropped, strict=True):
             groups: dict[Key, list[tuple[int, Name]]] = defaultdict(list)
@@ -411,44 +346,6 @@ def _has_two_texts_for_a_folder(names: Iterable[Name]) -> bool:
     return len({normal_number(text, exact_fraction=False) for text in texts}) < len(texts)
 
 
-def _constant_words(
-    image_shapes: set[Shape], depth_shapes: set[Shape]
-) -> tuple[list[dict[str, int]], tuple[str, str] | None]:
-    """How often each word stands in every name of one side and in none of the other's.
-
-    Words that nobody uses for kinds are no kinds where both sides have some: they are two scenes, which are the second
-    that is returned.
-    """
-    counts = [[Counter(w for w in joined_phrases(shape) if w not in _NO_WORDS) for shape in shapes]
-              for shapes in (image_shapes, depth_shapes)]  # fmt: skip
-    constant: list[dict[str, int]] = []
-    for own, others in (counts, counts[::-1]):
-        least = own[0].copy() if own else Counter()
-        for each in own:
-            least &= each
-        most: Counter[str] = Counter()
-        for each in others:
-            most |= each
-        everywhere = sum(max((each.total() for each in own), default=0) for own in counts)
-        constant.append({w: n - most[w] if most[w] else everywhere for w, n in least.items() if n > most[w]})
-    unknown = [sorted(word for word in words if not is_known(word)) for words in constant]
-    strange = [_words_of(counts[side]) - set(constant[side]) - _words_of(counts[1 - side]) for side in (0, 1)]
-    strange = [{word for word in words if not is_known(word)} for words in strange]
-    codes = all(len(word) <= _LONGEST_CODE for words in constant for word in words)
-    if all(unknown) and not (codes and not any(is_droppable(word) for words in constant for word in words)):
-        constant = [{w: n for w, n in words.items() if is_known(w)} for words in constant]
-        return constant, (" ".join(unknown[0]), " ".join(unknown[1]))
-    for side in (0, 1):
-        # Depth of bath/ and of another place is not all of the one scene that the images are of.
-        if strange[1 - side]:
-            constant[side] = {w: n for w, n in constant[side].items() if is_known(w)}
-    return constant, None
-
-
-def _words_of(counts: Iterable[Counter[str]]) -> set[str]:
-    return {word for each in counts for word in each}
-
-
 def _neighbours(pair: tuple[Name, Name], times: TimePairs) -> DatasetError:
     return DatasetError(
         f"{pair[0].path} and {pair[1].path}",
@@ -470,5 +367,5 @@ def _describe(key: Key) -> str:
 
 def _example(names: Sequence[Name], what: str) -> str:
     first = min(names, key=lambda name: name.path)
-    token = " ".join([*(w for w in first.shape if w not in _NO_WORDS), *first.numbers])
+    token = " ".join([*(w for w in first.shape if w not in NO_WORDS), *first.numbers])
     return f"{what} {first.path} with the token {token}"

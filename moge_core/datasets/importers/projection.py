@@ -45,7 +45,8 @@ def metric_z(
     unknown = (np.isnan(stored) | marked(stored, depth.invalid)) & ~infinite
     if depth.offset == 0:
         unknown |= (stored == 0) & ~infinite
-    values = (stored.astype(np.float64) - depth.offset) / scale_of(stored, depth)
+    with np.errstate(over="ignore"):
+        values = (stored.astype(np.float64) - depth.offset) / scale_of(stored, depth)
     unknown |= np.isinf(values) & np.isfinite(stored)
     if depth.kind in {"z", "ray"}:
         z, distance = values, values
@@ -54,13 +55,13 @@ def metric_z(
         if depth.far_from is not None:
             infinite |= (stored >= depth.far_from) & ~unknown
     else:
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore", over="ignore"):
             if depth.kind == "disparity":
                 z = (depth.baseline or 1.0) * float(intrinsics[0, 0]) * width / (values + depth.doffs)
             else:
                 z = 1.0 / values
                 # An inverse of zero may be the far end, or what nobody measured.
-                unknown |= values == 0
+                unknown |= np.isinf(z)
         unknown |= np.isinf(values)
         distance = z
     if depth.infinite_from is not None:

@@ -24,18 +24,18 @@ from moge_core.datasets.importers.vocabulary import (
     DEPTH_KINDS,
     NEED_SCALE,
     DepthKind,
+    Distortion,
     Encoding,
     GivenValues,
+    Orientation,
     ValueOptions,
     no_scale,
 )
 from moge_core.datasets.layout import STATE_DIR, Finding
+from moge_core.datasets.normal_axes import NO_NORMALS, NormalAxes
 from moge_core.errors import InputError, MoGeError
 
 Resolution: TypeAlias = Literal["smaller", "image", "depth"]
-NormalAxes: TypeAlias = Literal["opencv", "opengl", "world", "world-opengl"]
-Orientation: TypeAlias = Literal["auto", "stored", "upright"]
-Distortion: TypeAlias = Literal["undistort", "ignore"]
 
 UNKNOWN_CAMERA = PixelIntrinsics(float("nan"), float("nan"), float("nan"), float("nan"))
 """For dry runs, which show what there is where no camera was given yet."""
@@ -134,7 +134,8 @@ class Record:
         image: the picture.
         depth: the depth map or the points.
         camera: pixel intrinsics, of the image unless they name another size.
-        normal: (H, W, 3) unit vectors in OpenCV axes, NaN unknown.
+        normal: (H, W, 3) unit vectors towards the camera, in OpenCV axes unless `normal_axes` says others, NaN unknown;
+            see `map_files` for how they may be stored.
         mask: (H, W), true where the depth can be trusted; elsewhere it becomes unknown.
         segmentation: (H, W) integer ids.
         labels: names of the segmentation's ids, {name: id}.
@@ -195,7 +196,8 @@ class ImportOptions(ValueOptions, total=False):
     label_type: str
     max_depth: float | None
     resolution: Resolution
-    normal_axes: NormalAxes
+    normal_axes: str
+    invert_mask: bool
     orientation: Orientation
     distortion: Distortion
     depth_at: tuple[int, int] | None
@@ -215,8 +217,10 @@ class ImportSettings:
         resolution: where image and depth differ in size, the size of the instance: of the `smaller` of the two, of
             the `image` (depth is repeated, nothing is interpolated) or of the `depth` map.
         flip_y: turn image and depth upside down.
-        normal_axes: axes of normal maps: `opencv` (x right, y down, z forward), `opengl` (x right, y up, z backward),
-            both of the camera, or of the world (`world`, `world-opengl`), which needs poses.
+        normal_axes: axes of normal maps: `opencv` (x right, y down, z forward), `opengl` (x right, y up, z backward) or
+            a code such as RUF, all of the camera, or of the world (`world`, `world-opengl`), which needs poses; see
+            `normal_axes`. `none` leaves normal maps out.
+        invert_mask: masks are true where depth cannot be trusted.
         orientation: which picture depth and camera belong to where the image carries an EXIF orientation: the `stored`
             pixels, the `upright` picture, or the one that fits (`auto`).
         distortion: `undistort` pictures whose camera has distortion, or `ignore` it, as for pictures that were
@@ -234,7 +238,8 @@ class ImportSettings:
     max_depth: float | None = None
     resolution: Resolution = "smaller"
     flip_y: bool = False
-    normal_axes: NormalAxes = field(default="opencv", metadata=LATER)
+    normal_axes: str = field(default="opencv", metadata=LATER)
+    invert_mask: bool = field(default=False, metadata=LATER)
     orientation: Orientation = field(default="auto", metadata=LATER)
     distortion: Distortion = field(default="undistort", metadata=LATER)
     depth_at: tuple[int, int] | None = field(default=None, metadata=LATER)
@@ -272,7 +277,6 @@ class ImportSettings:
             raise InputError("max_depth", "must be positive, in metres", found=self.max_depth)
         for name, choices in (
             ("resolution", Resolution),
-            ("normal_axes", NormalAxes),
             ("orientation", Orientation),
             ("distortion", Distortion),
         ):
@@ -281,6 +285,8 @@ class ImportSettings:
                 raise InputError(name, f"must be one of {', '.join(known)}", found=repr(value))
         if self.dry_run_picture is not None and not self.dry_run:
             raise InputError("dry_run_picture", "is for a dry run, --dry-run", found=self.dry_run_picture)
+        if self.normal_axes != NO_NORMALS:
+            NormalAxes.of(self.normal_axes)
         path = PurePosixPath(self.name_prefix)
         unsafe = path.is_absolute() or ".." in path.parts or "\\" in self.name_prefix
         if unsafe or path.parts[:1] == (STATE_DIR,):

@@ -120,7 +120,9 @@ def import_rgbd_folder(
     if not (np.isfinite(max_time_difference) and max_time_difference >= 0):
         raise InputError("max_time_difference", "must be seconds, 0 or more", found=max_time_difference)
     if reading.camera is not None:
-        check_obeyed(reading.camera.distortion, intrinsics if isinstance(intrinsics, str) else "intrinsics", settings)
+        check_obeyed(
+            reading.camera.distortion, intrinsics if isinstance(intrinsics, str | Path) else "intrinsics", settings
+        )
     settings = replace(settings, values=replace(given, invalid=()))
     patterns = image_glob or known.image_glob, depth_glob or known.depth_glob
     try:

@@ -14,10 +14,13 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import itertools
 import json
 import os
+import re
+import shlex
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,47 +28,63 @@ from typing import Any
 import numpy as np
 
 from moge_core.datasets.import_log import ImportEvent, read_import_log, unfinished_import
-from moge_core.datasets.importers.frames import Frame, read_frame
+from moge_core.datasets.importers.frames import read_frame
+from moge_core.datasets.importers.origins import origin_of
 from moge_core.datasets.importers.records import ImportSettings, Record, Stored
 from moge_core.datasets.layout import DEPTH_NAME, IMAGE_NAME, META_NAME
 from moge_core.errors import DatasetError, MoGeError
+from moge_core.io.files import NamedBytes
 
 # So many frames tell sources apart, and their files are read in no time.
 _SAMPLE_SIZE = 32
+_NUM_FIRST = 4
 _NUM_REMADE = 8
 # Of a larger file so much is read at its beginning, middle and end.
 _PIECE_BYTES = 1 << 18
+# What is left of a folder's name in a remedy that can be typed: letters, digits, `_`, `.` and `-`.
+_UNUSUAL = re.compile(r"[^\w.-]+")
 # JPEG decoders and encoders of other versions differ by less than this, in levels of 255.
 _SAME_LEVELS = 1.0
 
 
 @dataclass
 class Sample:
-    """The frames of an import whose names have the least hashes: those that two sources share are in both samples."""
+    """A few frames of an import by which its source is known again.
 
-    records: list[tuple[int, str, Record]] = field(default_factory=list)
+    Those whose names have the least hashes: what two sources share is in both samples then. Of files that hold many
+    frames only the first frames, because others may cost reading all before them.
+    """
+
+    first: list[Record] = field(default_factory=list)
+    chosen: list[tuple[int, str, Record]] = field(default_factory=list)
 
     def watch(self, records: Iterable[Record]) -> Iterator[Record]:
         """The same records, of which some are kept."""
         for record in records:
+            if len(self.first) < _NUM_FIRST:
+                self.first.append(record)
             entry = (-_hash_of(record.name), record.name, record)
-            if len(self.records) < _SAMPLE_SIZE:
-                heapq.heappush(self.records, entry)
-            elif entry > self.records[0]:
-                heapq.heapreplace(self.records, entry)
+            if len(self.chosen) < _SAMPLE_SIZE:
+                heapq.heappush(self.chosen, entry)
+            elif entry > self.chosen[0]:
+                heapq.heapreplace(self.chosen, entry)
             yield record
 
     def digests(self) -> dict[str, tuple[str | None, str | None]]:
         """Digests of the image and of the depth, by instance; None of what cannot be read."""
-        records = sorted((record for _, _, record in self.records), key=lambda record: record.name)
-        uses = Counter(part.path for record in records for part in (record.image, record.depth))
-        return {
-            record.name: (
-                _digest_of(record.image, shared=uses[record.image.path] > 1),
-                _digest_of(record.depth, shared=uses[record.depth.path] > 1),
-            )
-            for record in records
-        }
+        records = {record.name: record for record in self.first}
+        is_first = set(records)
+        records |= {name: record for _, name, record in self.chosen}
+        uses = Counter(part.path for record in records.values() for part in (record.image, record.depth))
+        found = {}
+        for name, record in records.items():
+            shared = [part.read is not None and uses[part.path] > 1 for part in (record.image, record.depth)]
+            if name in is_first or not any(shared):
+                found[name] = (
+                    _digest_of(record.image, shared=shared[0]),
+                    _digest_of(record.depth, shared=shared[1]),
+                )
+        return found
 
 
 def earlier_imports(out: Path) -> list[ImportEvent]:
@@ -118,30 +137,60 @@ def refuse_other_source(
     here = [name for name in known if name not in elsewhere]
     if here and not any(any(equal[name]) for name in here):
         raise _other_source(known[here[0]].source, source, out, here, settings)
-    same_names = [event for event in own if event.options.get("name_prefix", "") == settings.name_prefix]
-    if known or not same_names or str(source) in {event.source for event in same_names}:
+    places = [event for event in own if event.options.get("name_prefix", "") == settings.name_prefix]
+    if not known and str(source) not in {event.source for event in places}:
+        _compare_remade(importer, source, out, records, settings, places, options)
+
+
+def _compare_remade(
+    importer: str,
+    source: Path,
+    out: Path,
+    records: Iterable[Record],
+    settings: ImportSettings,
+    places: Sequence[ImportEvent],
+    options: Mapping[str, Any],
+) -> None:
+    """Refuse another source by making some of the instances that stand there again.
+
+    From a place that is known to be another, both image and depth must be as they stand there, depth at least where
+    the source was read as it is now. Where the dataset does not tell where it is from, one of them is enough.
+
+    Raises:
+        DatasetError: see `refuse_other_source`.
+    """
+    standing = [record for record in records if origin_of(out / record.name).get("importer") == importer]
+    if not standing:
         return
-    standing = [record for record in records if (out / record.name / META_NAME).exists()]
-    places = np.unique(np.linspace(0, len(standing) - 1, min(_NUM_REMADE, len(standing))).astype(int))
-    compared = [standing[place] for place in places]
-    is_read_alike = _agree(same_names[-1].options, options)
-    if 2 * sum(_is_remade(record, out, settings, is_read_alike) for record in compared) < len(compared):
+    chosen = np.unique(np.linspace(0, len(standing) - 1, min(_NUM_REMADE, len(standing))).astype(int))
+    is_read_alike = not places or _agree(places[-1].options, options)
+    num_same = 0
+    for record in (standing[place] for place in chosen):
+        same_image, same_depth = _is_remade(record, out, settings)
+        if places:
+            num_same += same_image and (same_depth or not is_read_alike)
+        else:
+            num_same += same_image or same_depth
+    if 2 * num_same < len(chosen):
         names = [record.name for record in standing]
-        raise _other_source(same_names[-1].source, source, out, names, settings)
+        raise _other_source(places[-1].source if places else None, source, out, names, settings)
 
 
-def _other_source(other: str, source: Path, out: Path, names: list[str], settings: ImportSettings) -> DatasetError:
-    prefix = f"{settings.name_prefix}{source.stem}/"
-    number = 2
-    while (out / prefix).exists():
-        prefix, number = f"{settings.name_prefix}{source.stem}-{number}/", number + 1
+def _other_source(
+    other: str | None, source: Path, out: Path, names: list[str], settings: ImportSettings
+) -> DatasetError:
+    # A name that any shell and any file system takes as it stands.
+    folder = source.name if source.is_dir() else source.parent.name
+    name = settings.name_prefix + (_UNUSUAL.sub("-", folder).strip("-.") or "second")
+    names_tried = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
+    prefix = next(f"{tried}/" for tried in names_tried if not (out / tried).exists())
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    where = "other files that lay there too" if other == str(source) else other
+    where = other if other not in {None, str(source)} else "other files than these"
     return DatasetError(
         out,
         "must not have the instances of one source replaced by those of another",
         found=f"{names[0]}{more}, made from {where}",
-        fix=f"Give this source names of its own with --name-prefix {prefix}, or import it into another folder.",
+        fix=f"Give this source names of its own with --name-prefix {shlex.quote(prefix)}, or choose another folder.",
     )
 
 
@@ -156,31 +205,27 @@ def _agree(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     return all(before[name] == then[name] for name in before.keys() & then.keys())
 
 
-def _is_remade(record: Record, out: Path, settings: ImportSettings, is_read_alike: bool) -> bool:
-    """Whether an instance made of the record would show what the one that stands there shows."""
+def _is_remade(record: Record, out: Path, settings: ImportSettings) -> tuple[bool, bool]:
+    """Whether an instance made of the record would have the image, and the depth, of the one that stands there."""
     from moge_core.io import read_depth, read_image, write_depth, write_image
-    from moge_core.io.files import NamedBytes
 
     folder = out / record.name
     try:
-        frame: Frame = read_frame(record, settings)
-        standing = read_image(folder / IMAGE_NAME)
-        picture = NamedBytes(IMAGE_NAME, frame.jpeg or b"")
+        frame = read_frame(record, settings)
+        picture, depth = NamedBytes(IMAGE_NAME, frame.jpeg or b""), NamedBytes(DEPTH_NAME)
         if frame.jpeg is None:
             write_image(picture, frame.image, quality=95, format="jpeg")
+        write_depth(depth, frame.depth)
         picture.seek(0)
-        image = read_image(picture)
-        if image.shape != standing.shape or np.abs(image.astype(np.int16) - standing).mean() > _SAME_LEVELS:
-            return False
-        if not is_read_alike:
-            # Under other options depth may be any; the picture must do.
-            return True
-        written = NamedBytes(DEPTH_NAME)
-        write_depth(written, frame.depth)
-        written.seek(0)
-        return bool(np.array_equal(read_depth(written), read_depth(folder / DEPTH_NAME), equal_nan=True))
+        depth.seek(0)
+        image, standing = read_image(picture), read_image(folder / IMAGE_NAME)
+        same_image = image.shape == standing.shape and bool(
+            np.abs(image.astype(np.int16) - standing).mean() <= _SAME_LEVELS
+        )
+        same_depth = bool(np.array_equal(read_depth(depth), read_depth(folder / DEPTH_NAME), equal_nan=True))
     except (MoGeError, OSError):
-        return False
+        return False, False
+    return same_image, same_depth
 
 
 def _digest_of(part: Stored, *, shared: bool) -> str | None:

@@ -145,7 +145,8 @@ def _check_unsaid(depth: StoredDepth) -> None:
 
 
 def _is_own_format(header: PngHeader) -> bool:
-    return (header.color_type, header.bit_depth) == (GREY, 16) and header.text.keys() >= _RANGE_FIELDS
+    # One field without the other is this format damaged, and no plain PNG.
+    return (header.color_type, header.bit_depth) == (GREY, 16) and bool(header.text)
 
 
 def _read_tiff(depth: StoredDepth) -> tuple[npt.NDArray[Any], StoredDepth]:

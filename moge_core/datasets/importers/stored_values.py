@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from moge_core.datasets.importers.records import StoredDepth
+
 # Of each map so many pixels are looked at, on a grid; a share of 0.1 % is still hundreds of them.
 _MOST_PIXELS = 300_000
 _PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
@@ -104,8 +106,12 @@ class StoredValues:
             bars=_bars(measured),
         )
 
-    def lines(self) -> list[str]:
-        """The numbers and the histogram, for a terminal."""
+    def lines(self, meaning: StoredDepth) -> list[str]:
+        """The numbers and the histogram, for a terminal.
+
+        Args:
+            meaning: what is known of the values.
+        """
         lines = [
             f"{', '.join(self.dtypes)}, {self.num_pixels:,} pixels: {self.zeros:.1%} zeros, {self.nans:.1%} NaN,"
             f" {self.infinities:.1%} infinite; {self.num_distinct:,} different values besides"
@@ -118,17 +124,24 @@ class StoredValues:
             lines.append(f"  from {low:>10.5g} {share:>6.1%} {'#' * round(_BAR_WIDTH * share / most)}".rstrip())
         if self.step > 1:
             lines.append(f"nearly all of them are multiples of {self.step}" + _meaning_of(self.step))
-        for constant in self.constants:
-            places = ", ".join(
-                f"{share:.0%} {name}"
-                for share, name in zip(constant.thirds, ("above", "in the middle", "below"), strict=True)
-            )
-            remedy = f"--infinite {constant.value:.10g}" if constant.is_above else f"--invalid {constant.value:.10g}"
-            why = "as sky has it" if constant.is_above else "if it means unknown"
-            lines.append(
-                f"{constant.value:.10g} is the value of {constant.share:.1%} of the pixels ({places}); {why}: {remedy}"
-            )
+        lines += [self._told(constant, meaning) for constant in self.constants]
         return lines
+
+    @staticmethod
+    def _told(constant: Constant, meaning: StoredDepth) -> str:
+        """Where a constant lies, and what it is taken for or may mean."""
+        names = ("above", "in the middle", "below")
+        places = ", ".join(f"{share:.0%} {name}" for share, name in zip(constant.thirds, names, strict=True))
+        value = f"{constant.value:.10g}"
+        if constant.value in meaning.invalid:
+            remedy = "it is read as unknown"
+        elif constant.value in meaning.infinite or constant.value >= (meaning.far_from or math.inf):
+            remedy = "it is read as infinitely far"
+        elif constant.is_above:
+            remedy = f"as sky has it: --infinite {value}"
+        else:
+            remedy = f"if it means unknown: --invalid {value}"
+        return f"{value} is the value of {constant.share:.1%} of the pixels ({places}); {remedy}"
 
 
 def _grid(values: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -21,6 +21,7 @@ from moge_core.datasets.importers.value_shapes import (
     is_half_float,
     is_turned,
     surrounds,
+    why_no_sky,
 )
 
 Map = npt.NDArray[Any]
@@ -56,6 +57,7 @@ def look_at_values(stored: Map, meaning: StoredDepth, z: npt.NDArray[np.float32]
     """
     told.is_relative = _is_relative(stored, meaning, record, told)
     unit = record.depth_unit if record.is_metric and not told.is_relative else None
+    told.infinite_is_found = not meaning.infinite or bool(marked(stored, meaning.infinite).any())
     grid, z = _thinned(stored), _thinned(z)
     sentinel = _sentinel(grid, meaning, unit)
     # What stands for something else is no part of how far depth goes.
@@ -100,9 +102,11 @@ def unlikely_depth(median: float | None, scale: float | None) -> str | None:
 
 def number(value: Any) -> str:
     """A stored value as a user may type it: whole where it is, else no longer than its type needs."""
-    if not float(value).is_integer():
-        return str(value)
-    return str(int(value)) if abs(value) < 1e9 else repr(float(value))
+    text, value = str(value), float(value)
+    if not value.is_integer():
+        return text
+    short = f"{value:g}"
+    return short if abs(value) >= 1e9 and float(short) == value else str(int(value))
 
 
 def _thinned(values: Map) -> Map:
@@ -127,8 +131,8 @@ def _look_at_encoding(grid: Map, meaning: StoredDepth, sentinel: Any, told: Told
     scale = scale_of(grid, meaning)
     if is_turned(values) and not 7900 < scale < 8100:
         told.suspicions.add(
-            "Nearly all stored values are multiples of 8, as those are whose bits were turned by three (SUN RGB-D):"
-            " import again with --encoding rotated3 --depth-scale 1000 if they were."
+            "Nearly all stored values are multiples of 8, as those are whose bits were turned by three (SUN RGB-D,"
+            " SUN3D): import again with --encoding rotated3 --depth-scale 1000 if they were."
         )
     elif is_half_float(grid, values, scale):
         told.suspicions.add(
@@ -257,7 +261,7 @@ def _look_for_sky_of_zeros(grid: Map, meaning: StoredDepth, is_far: bool, told: 
     if meaning.offset != 0 or 0 in meaning.infinite or not is_far or meaning.encoding == "moge-png":
         return
     zeros = grid == 0
-    if not 2 * _LEAST_REGION < float(zeros.mean()) < 0.9 or hangs_from_top(zeros) < 0.95:
+    if not 2 * _LEAST_REGION < float(zeros.mean()) < 0.9 or hangs_from_top(zeros) < 0.75:
         return
     told.suspicions.add(
         "0 fills a region at the top of the picture, as sky does, and hardly anything else: it became unknown;"
@@ -269,7 +273,6 @@ def _look_at_infinity(grid: Map, z: Map, meaning: StoredDepth, reach: float | No
     """The share that is infinitely far, and whether it can be sky."""
     infinite = np.isposinf(z)
     share = float(infinite.mean())
-    told.infinite_is_found = not meaning.infinite or bool(marked(grid, meaning.infinite).any())
     if not share:
         return
     is_stored = grid.dtype.kind == "f" and bool(np.isposinf(grid).any())
@@ -280,13 +283,14 @@ def _look_at_infinity(grid: Map, z: Map, meaning: StoredDepth, reach: float | No
     if remedy is None:
         used = [value for value in meaning.infinite if bool(marked(grid, (value,)).any())]
         remedy = f"--invalid {number(used[0])}" if used else "a greater --infinite-from"
-    if hangs_from_top(infinite) < _LEAST_HANGING:
+    reason = why_no_sky(infinite, z)
+    if reason is not None:
         told.suspicions.add(
-            "What is infinitely far is scattered, or lies inside or at the bottom of the picture, and does not hang"
-            f" from its top as sky does. If these pixels had no return, import again with {remedy}."
+            f"What is infinitely far {reason}, as sky is not, but through a window. If these pixels had no return,"
+            f" import again with {remedy}."
         )
-    elif reach is not None and reach < _INDOORS_TO:
+    elif reach is not None and reach < _INDOORS_TO and hangs_from_top(infinite) >= _LEAST_HANGING:
         told.suspicions.add(
-            f"A part is infinitely far, and all else is nearer than {_INDOORS_TO:g} m, as in a room without sky. If"
-            f" these pixels had no return, import again with {remedy}."
+            f"What is infinitely far is at the top of the picture, and all else is nearer than {_INDOORS_TO:g} m, as in"
+            f" a room without sky. If these pixels had no return, import again with {remedy}."
         )

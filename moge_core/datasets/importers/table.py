@@ -7,11 +7,15 @@ CSV (commas, semicolons or tabs) with the columns in its first line, or JSONL, o
 the table's folder; `depth` may name an array of its file too, as in `depths.npz:depth`. What may stand there besides:
 
     width height          size that the intrinsics refer to, where that is not the image's
+    camera_model          of the lens: OPENCV (the default where there are coefficients) or OPENCV_FISHEYE
+    k1 k2 p1 p2 k3 k4 k5 k6 s1 s2 s3 s4 tx ty
+                          its coefficients, by OpenCV's names
     kind scale offset encoding invalid infinite infinite_from depth_unit depth_array baseline doffs
                           what stored values mean, as the options of all importers say it, see `vocabulary`; what a
                           row leaves empty is as the options say, and else: z, 1000 units a metre for integers and 1
                           for floats, in metres
-    normal                PNG as the dataset has it, or NPY or NPZ (H, W, 3) in OpenCV axes
+    normal                PNG as the dataset has it, a picture of 8 bits or an array (H, W, 3), in the axes that
+                          `normal_axes` says
     mask                  PNG or array; where it is zero the depth is unknown
     segmentation          PNG of ids, with names where it has the text field `labels`, or an array
 """
@@ -27,13 +31,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Unpack
 
-import numpy as np
-import numpy.typing as npt
-
-from moge_core.datasets.importers.arrays import read_array
 from moge_core.datasets.importers.calls import repeatable
 from moge_core.datasets.importers.distortion import COEFFICIENTS, distortion_of
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics, intrinsics_from_matrix
+from moge_core.datasets.importers.map_files import read_mask_file, read_normal_file, read_segmentation_file
 from moge_core.datasets.importers.records import ImportOptions, ImportSettings, Record, Stored, StoredDepth
 from moge_core.datasets.importers.usual_mistakes import decimal_comma, found_file, why_missing
 from moge_core.datasets.importers.vocabulary import WORDS, GivenValues, Word, parse_unit
@@ -109,6 +110,7 @@ def import_table(
         Repeatable(lambda: _records(path, table.rows(), settings.values)),
         # What is said of values is in the rows' records already.
         replace(settings, values=GivenValues()),
+        options=settings.values.said(),
         notes=notes,
         identity=path.name,
         total=num_rows,
@@ -254,9 +256,9 @@ def _record(path: Path, name: str, values: Mapping[str, Any], where: str, given:
         Stored(_file(path, values, "image")),
         StoredDepth(depth),
         camera,
-        normal=Stored(others["normal"], _read_normal) if "normal" in others else None,
-        mask=Stored(others["mask"], _read_mask) if "mask" in others else None,
-        segmentation=None if segmentation is None else Stored(segmentation, _read_ids),
+        normal=Stored(others["normal"], read_normal_file) if "normal" in others else None,
+        mask=Stored(others["mask"], read_mask_file) if "mask" in others else None,
+        segmentation=None if segmentation is None else Stored(segmentation, read_segmentation_file),
         labels={} if segmentation is None else _labels(segmentation),
         notes=notes,
         size_is_said_by="the columns width and height",
@@ -340,27 +342,6 @@ def _depth_file(table: Path, values: Mapping[str, Any]) -> tuple[Path, str | Non
         if not (table.parent / value.strip()).is_file():
             return table.parent / name, array
     return _file(table, values, "depth"), None
-
-
-def _read_normal(path: Path) -> npt.NDArray[Any]:
-    from moge_core.io import read_normal
-
-    if path.suffix.lower() == ".png":
-        return read_normal(path)
-    values = read_array(path)
-    return values if values.dtype.kind == "f" else values.astype(np.float32)
-
-
-def _read_mask(path: Path) -> npt.NDArray[Any]:
-    from moge_core.io import read_mask
-
-    return read_mask(path) if path.suffix.lower() == ".png" else read_array(path)
-
-
-def _read_ids(path: Path) -> npt.NDArray[Any]:
-    from moge_core.io import read_segmentation
-
-    return read_segmentation(path)[0] if path.suffix.lower() == ".png" else read_array(path)
 
 
 def _labels(path: Path) -> Mapping[str, int]:

@@ -165,9 +165,10 @@ def _page(number: int, tags: Any) -> _Page:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without libtiff's warnings of tags that it does not know, one for each file that GDAL wrote."""
-    level = cv2.getLogLevel()
-    cv2.setLogLevel(1)
+    logging = cv2.utils.logging
+    level = logging.getLogLevel()
+    logging.setLogLevel(logging.LOG_LEVEL_ERROR)
     try:
         yield
     finally:
-        cv2.setLogLevel(level)
+        logging.setLogLevel(level)

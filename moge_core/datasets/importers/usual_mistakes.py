@@ -179,7 +179,7 @@ def _cause(name: str, part: Stored, record: Record, error: MoGeError) -> tuple[s
         return str(error.found), error.fix or "Copy or download it again."
     if foreign is None:
         return None
-    is_npz = foreign.kind == "packed" and part.path.suffix.lower() == ".npz"
+    is_npz = head.startswith(b"PK") and part.path.suffix.lower() == ".npz"
     if foreign.kind == "absent" or (foreign.kind == "packed" and not is_npz):
         return foreign.found, foreign.fix
     if name == "image":

@@ -11,8 +11,16 @@ Mask = npt.NDArray[np.bool_]
 
 # float16 from 1/16 m to 1024 m: their bits as integers.
 _LEAST_HALF, _MOST_HALF = 0x2C00, 0x6400
+# The greatest of them, which renderers write for sky, and infinity.
+_GREATEST_HALF, _INFINITE_HALF = 0x7BFF, 0x7C00
 # Bits of such numbers span less than this factor.
 _MOST_HALF_SPAN = 2.3
+# Of fewer different values nothing is said.
+_LEAST_DISTINCT = 16
+# A region with so many pixels beside it for each of its own is scattered; of a sky most hangs from the upper edge.
+_SCATTERED, _MOSTLY = 0.8, 0.5
+# Share of the lowest rows that no sky fills, and how near to the end of known depth the border of what is too far lies.
+_AT_BOTTOM, _AT_END = 0.05, 0.85
 # Pixels of a triple are so far apart, as a share of the side, and straight to this share of their slope.
 _STRIDE = 1 / 12
 _STRAIGHT = 0.015
@@ -39,6 +47,34 @@ def hangs_from_top(region: Mask) -> float:
     return float(depths.sum()) / size
 
 
+def why_no_sky(infinite: Mask, z: npt.NDArray[Any]) -> str | None:
+    """What makes a region (H, W) that is infinitely far no sky, as a phrase; None where it may be one.
+
+    Sky hangs from the upper edge, or is seen through the windows of a room, whose frames are at any depth. Around what
+    is too far for a sensor, depth ends where known depth does.
+    """
+    size = int(infinite.sum())
+    if int(infinite[:, infinite.all(axis=0)].sum()) > size / 2:
+        return "fills stripes from top to bottom"
+    beside = np.zeros_like(infinite)
+    beside[1:] |= infinite[:-1]
+    beside[:-1] |= infinite[1:]
+    beside[:, 1:] |= infinite[:, :-1]
+    beside[:, :-1] |= infinite[:, 1:]
+    border = beside & ~infinite
+    if int(border.sum()) > _SCATTERED * size:
+        return "is scattered"
+    if hangs_from_top(infinite) >= _MOSTLY:
+        return None
+    low = infinite[-max(1, infinite.shape[0] // 20) :]
+    if float(low.mean()) > _AT_BOTTOM:
+        return "reaches the bottom of the picture"
+    ends = z[border & np.isfinite(z)]
+    if ends.size and np.percentile(ends, 75) > _AT_END * np.percentile(z[np.isfinite(z)], 99):
+        return "lies where known depth ends, below the top of the picture"
+    return None
+
+
 def surrounds(region: Mask) -> bool:
     """Whether a region (H, W) is all around, as the background of a single thing is."""
     sides = [float(side.mean()) for side in (region[0], region[:, 0], region[:, -1])]
@@ -48,8 +84,10 @@ def surrounds(region: Mask) -> bool:
 def is_turned(values: npt.NDArray[Any]) -> bool:
     """Whether integers (N,) are turned left by three bits: their last bits, once the first, are nearly all 0 or 1.
 
-    Coarse steps, of 8-bit maps that were stretched, are another matter.
+    Coarse steps, of 8-bit maps that were stretched, are another matter, and so is what hardly varies.
     """
+    if np.unique(values[:: max(1, values.size // 4096)]).size < _LEAST_DISTINCT:
+        return False
     last = values & 7
     return (
         float(np.mean(last <= 1)) >= 0.97 and float(np.mean(last == 0)) > 0.5 and float(np.mean(values % 64 == 0)) < 0.9
@@ -67,8 +105,11 @@ def is_half_float(grid: npt.NDArray[Any], values: npt.NDArray[Any], scale: float
         values: (N,) those that are known.
         scale: stored units a metre by which they were read.
     """
-    near, far = np.percentile(values, (1, 97))
-    if values.max() > 0x7C00 or near < _LEAST_HALF or far > _MOST_HALF or far > _MOST_HALF_SPAN * near:
+    finite = values[values < _GREATEST_HALF]
+    if values.max() > _INFINITE_HALF or not finite.size:
+        return False
+    near, far = np.percentile(finite, (1, 97))
+    if near < _LEAST_HALF or far > _MOST_HALF or far > _MOST_HALF_SPAN * near:
         return False
     as_bits, as_numbers = _planar_triples(np.ascontiguousarray(grid).view(np.float16), grid)
     if max(as_bits, as_numbers) >= _LEAST_PLANAR and not as_numbers < as_bits < _CLEARLY * as_numbers:

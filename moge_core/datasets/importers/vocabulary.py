@@ -26,6 +26,9 @@ ENCODINGS: tuple[str, ...] = get_args(Encoding)
 NEED_SCALE: frozenset[str] = frozenset({"rgb24", "bgr24"})
 """Encodings of which nobody knows what their whole range stands for."""
 
+Orientation: TypeAlias = Literal["auto", "stored", "upright"]
+Distortion: TypeAlias = Literal["undistort", "ignore"]
+
 Unit: TypeAlias = float | Literal["layout"] | None
 """Metres a unit of depth, None where nobody knows, or what the layout says."""
 

@@ -37,6 +37,7 @@ from moge_core.datasets.layout import (
     Progress,
     is_instance_path,
 )
+from moge_core.datasets.normal_axes import NO_NORMALS
 from moge_core.datasets.parallel import parallel_map, parallel_stream
 from moge_core.errors import DatasetError, InputError, MoGeError
 from moge_core.io.files import write_bytes
@@ -113,13 +114,15 @@ def run_import(
         return replace(_dry_run(importer, source, out, records, settings, how, notes), taken_for=list(taken_for))
     log_path = import_log_path(out)
     events = earlier_imports(out)
+    # What is new needs no look at what stands there.
+    may_hold_instances = out.is_dir() and any(out.iterdir())
     skipped: list[Finding] = []
     sample = Sample()
     accepted: Iterable[Record]
     if total is None:
         accepted = list(sample.watch(_accepted(records, settings, skipped)))
         check_one_size(accepted)
-    elif events:
+    elif may_hold_instances:
         records = list(records) if isinstance(records, Iterator) else records
         for _ in sample.watch(_accepted(records, settings, [])):
             pass
@@ -127,7 +130,7 @@ def run_import(
     else:
         accepted = sample.watch(_accepted(records, settings, skipped))
     digests = sample.digests()
-    if events:
+    if may_hold_instances:
         looked_at = accepted if total is None else _accepted(records, settings, [])
         refuse_other_source(importer, source, out, looked_at, settings, events, digests, how)
 
@@ -187,7 +190,8 @@ def _accepted(
                 told = (*told, "Some names differ only by case; on macOS, Windows and in archives they become one.")
             names.add(name)
             folded.add(name.casefold())
-            yield settings.values.applied_to(replace(record, name=name, notes=told))
+            normal = None if settings.normal_axes == NO_NORMALS else record.normal
+            yield settings.values.applied_to(replace(record, name=name, notes=told, normal=normal))
 
 
 def _dry_run(

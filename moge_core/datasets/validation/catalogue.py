@@ -404,6 +404,30 @@ _CATALOGUE = (
         "ray lengths stored as z, a wrong scale or focal length, poses of another convention",
         "Check --kind and --scale of the depth, the --intrinsics, and that `pose` is camera-to-world in OpenCV axes.",
     ),
+    Rule(
+        "normals-fit-depth",
+        "warning",
+        "full",
+        "normals are those of the depth's surfaces: in OpenCV's camera axes, towards the camera, of this frame",
+        "axes of OpenGL or of the world, normals that look away, vectors left in a range of 0 to 1, another frame",
+        "Pair each normal map with its frame, or import again with --normal-axes none.",
+    ),
+    Rule(
+        "mask-fits-depth",
+        "warning",
+        "full",
+        "a mask is true where depth can be trusted, and of this frame",
+        "true and false the other way round, a mask of another frame or shifted",
+        "Pair each mask with its frame, or delete mask.png: training can do without.",
+    ),
+    Rule(
+        "segmentation-fits",
+        "warning",
+        "full",
+        "borders of a segmentation lie on edges of image and depth",
+        "the segmentation of another frame, or shifted",
+        "Pair each segmentation with its frame, or delete segmentation.png: training can do without.",
+    ),
 )
 
 RULES: Mapping[str, Rule] = {rule.id: rule for rule in _CATALOGUE}

@@ -13,7 +13,7 @@ from moge_core.datasets.validation.encodings import judge_encoding
 from moge_core.datasets.validation.infinity import judge_infinity
 from moge_core.datasets.validation.registration import judge_registration, register
 from moge_core.datasets.validation.settings import ValidationSettings
-from moge_core.datasets.validation.values import DepthValues, Judgement, judge_values
+from moge_core.datasets.validation.values import HEAPS, DepthValues, Judgement, judge_values
 from moge_core.io.depth import CodedDepth
 
 # Depth in fewer different steps is made of terraces, whose shape says nothing.
@@ -29,7 +29,7 @@ class DepthVerdict:
         values: its finite values, counted.
         planes: floor and ceiling, in units of the depth; None where shape was not looked at.
         telling: whether enough pixels are known, at different depths, for it to say something.
-        is_length: False where the numbers seem to be no depth at all, so that their size says nothing.
+        is_length: False where all or many of the numbers seem to be no depth, so that their size says nothing.
     """
 
     broken: list[Judgement]
@@ -59,10 +59,12 @@ def judge_depth_map(
     broken = list(judge_values(values, coded, settings, unit))
     telling = values.num_known >= settings.min_pixels and bool(values.levels[-1] > values.levels[0])
     encoding = list(judge_encoding(values, coded, intrinsics)) if telling else []
-    broken += [(rule, evidence, None) for rule, evidence in encoding]
-    is_length = all(rule in settings.off for rule, _ in encoding)
+    is_depth = all(rule in settings.off for rule, _ in encoding)
+    if not is_depth:
+        # Whatever else such numbers look like has the same cause.
+        broken = [(rule, evidence, None) for rule, evidence in encoding]
     planes = None
-    if telling and is_length:
+    if telling and is_depth:
         grid = geometry.grid_of(coded)
         # Tiny focal lengths and wide ranges overflow here and there; what is not finite votes for nothing.
         with np.errstate(all="ignore"):
@@ -74,6 +76,7 @@ def judge_depth_map(
     if values.num_infinite:
         evidence = judge_infinity(coded, grey, intrinsics, None if planes is None else planes.floor_normal, settings)
         broken += [] if evidence is None else [("infinity-is-sky", evidence, None)]
+    is_length = is_depth and not any(rule in HEAPS for rule, _, _ in broken)
     return DepthVerdict(broken, values, planes, telling, is_length)
 
 

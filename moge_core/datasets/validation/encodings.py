@@ -26,8 +26,8 @@ _TURNED_CERTAIN = 1.6
 # Multiples of these times 8 would be depth that was rounded, to 16 or 40 millimetres for example.
 _COARSER, _MOST_COARSER = (2, 3, 5, 7), 0.8
 
-# float16 from 1/16 to 256 metres as integers, and its infinity and what lies beyond.
-_LEAST_HALF, _MOST_HALF, _HALF_INFINITY = 0x2C00, 0x5C00, 0x7C00
+# float16 from 1/16 to 256 metres as integers, and near its greatest and infinity, which mean sky.
+_LEAST_HALF, _MOST_HALF, _HALF_SKY = 0x2C00, 0x5C00, 0x7B00
 # Planes as the float16 that the integers would be: so many triples for z, and so many times those for disparity.
 _HALF_VOTES, _HALF_SHARE, _HALF_LEAD = 120, 0.04, 2.3
 
@@ -94,12 +94,14 @@ def _multiples_of_8(
 
 
 def _float16(values: DepthValues, coded: CodedDepth, intrinsics: npt.NDArray[np.float64]) -> str | None:
-    # Half-precision numbers of a scene differ by little as integers: most maps are done with here.
-    low, high = values.quantile(0.02), values.quantile(0.9)
-    if high > _MOST_HALF / _LEAST_HALF * low:
-        return None
     for scale in _SCALES:
-        if not _LEAST_HALF <= low * scale <= high * scale <= _MOST_HALF:
+        # Sky is the greatest float16 or its infinity; what is left must be half-precision numbers of a scene.
+        number = int(np.searchsorted(values.levels, _HALF_SKY / scale))
+        if number == 0 or values.levels[0] * scale < _LEAST_HALF / 8:
+            continue
+        cumulative = np.cumsum(values.counts[:number])
+        low, high = (values.levels[np.searchsorted(cumulative, share * cumulative[-1])] for share in (0.02, 0.95))
+        if cumulative[-1] < 0.2 * values.num_known or not _LEAST_HALF <= low * scale <= high * scale <= _MOST_HALF:
             continue
         stored, certain = _integers(values, coded, scale)
         if stored is None or int(values.counts[certain].sum()) < _WHOLE_SHARE * values.num_known:
@@ -107,7 +109,7 @@ def _float16(values: DepthValues, coded: CodedDepth, intrinsics: npt.NDArray[np.
         grid = grid_of(coded)
         integers = np.nan_to_num(np.rint(grid.astype(np.float64) * scale), nan=0)
         decoded = np.clip(integers, 0, 65535).astype(np.uint16).view(np.float16).astype(np.float32)
-        decoded[(integers >= _HALF_INFINITY) | (decoded <= 0)] = np.nan
+        decoded[(integers >= _HALF_SKY) | (decoded <= 0)] = np.nan
         with np.errstate(all="ignore"):
             votes = count_votes(normalised_grid(decoded)[0], intrinsics)
             as_read = count_votes(normalised_grid(grid)[0], intrinsics)

@@ -54,8 +54,11 @@ def judge_infinity(
         return stripe
     height, width = infinite.shape
     told = f"{num_infinite / infinite.size:.1%} of the pixels are infinitely far"
-    loose = infinite & ~_hanging(infinite) & _below_level_camera(height, intrinsics)
-    loose = _dark(loose, grey, infinite, settings)
+    solid = _solid(infinite)
+    below = _below_level_camera(height, intrinsics)
+    # A window is a piece; specks are none, however bright.
+    pieces = _dark(infinite & solid & ~_hanging(solid) & below, grey, infinite, settings)
+    loose = pieces | (infinite & ~solid & below)
     if _are_many(loose, num_infinite, settings):
         share = np.count_nonzero(loose) / num_infinite
         return f"{told}, {share:.0%} of them in holes, stripes or specks in the lower part of the picture"
@@ -80,7 +83,7 @@ def is_like_sky(chosen: Mask) -> bool:
     num_chosen = int(np.count_nonzero(chosen))
     if num_chosen < _LEAST_CELLS:
         return False
-    hanging = int(np.count_nonzero(_hanging(chosen)))
+    hanging = int(np.count_nonzero(_hanging(_solid(chosen))))
     return hanging >= _IN_ONE_PIECE * num_chosen and float(chosen[0].mean()) >= _OF_BORDER
 
 
@@ -89,14 +92,19 @@ def _picked(of: Mask) -> Mask:
     return of[step // 2 :: step, step // 2 :: step] if step > 1 else of
 
 
-def _hanging(chosen: Mask) -> Mask:
-    """The chosen cells (h, w) that hang from the upper border in one solid piece."""
+def _solid(chosen: Mask) -> Mask:
+    """The chosen cells (h, w) in pieces that a square of nine cells fits into; specks that touch by chance are none."""
     from moge_core.io.opencv import cv2
 
-    # Specks that touch each other by chance are no piece: only what a square of nine cells fits into is.
     padded = cv2.copyMakeBorder(chosen.astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_REPLICATE)
-    solid = cv2.morphologyEx(padded, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))[1:-1, 1:-1]
-    _, labels = cv2.connectedComponents(np.ascontiguousarray(solid), connectivity=4)
+    return np.asarray(cv2.morphologyEx(padded, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))[1:-1, 1:-1] > 0)
+
+
+def _hanging(solid: Mask) -> Mask:
+    """The pieces (h, w) that hang from the upper border."""
+    from moge_core.io.opencv import cv2
+
+    _, labels = cv2.connectedComponents(solid.astype(np.uint8), connectivity=4)
     at_border = np.unique(labels[0])
     return np.asarray(np.isin(labels, at_border[at_border > 0]))
 

@@ -36,6 +36,7 @@ from moge_core.io.files import NamedBytes, read_bytes
 
 if TYPE_CHECKING:
     from moge_core.datasets.validation.depth_map import DepthVerdict
+    from moge_core.io.depth import CodedDepth
 
 _MAP_NAMES = (NORMAL_NAME, MASK_NAME, SEGMENTATION_NAME)
 _KNOWN_NAMES = frozenset({IMAGE_NAME, META_NAME, *_MAP_NAMES, *INSPECTION_NAMES})
@@ -146,8 +147,10 @@ class _Examination:
                 self._check_sizes(full=full)
                 if full:
                     grey = self._check_image()
-                    self._check_depth(grey)
+                    coded = self._check_depth(grey)
                     self._check_maps()
+                    if coded is not None:
+                        self._compare_maps(coded, grey)
         except _DECODER_ERRORS as error:
             # One instance that a decoder chokes on must not end the check of a million.
             self._found("files-readable", f"{type(error).__name__}: {error}")
@@ -307,7 +310,8 @@ class _Examination:
             self._found(rule, evidence)
         return grey if header.orientation == 1 else None
 
-    def _check_depth(self, grey: npt.NDArray[np.uint8] | None) -> None:
+    def _check_depth(self, grey: npt.NDArray[np.uint8] | None) -> CodedDepth | None:
+        """Decode the depth, and return it where it could be."""
         from moge_core.datasets.validation.depth_map import judge_depth_map
         from moge_core.io.depth import read_depth_codes
 
@@ -316,10 +320,10 @@ class _Examination:
             coded = read_depth_codes(NamedBytes(self.folder / self.depth_name, data))
         except OSError as error:
             self._found_unreadable(error)
-            return
+            return None
         except MoGeError as error:
             self._found_once(_depth_rule(error), error)
-            return
+            return None
         self.values["depth_digest"] = hashlib.sha256(data).hexdigest()[:32]
         unit = None if self.scale_free else self.depth_unit or 1.0
         verdict = judge_depth_map(coded, grey, self.intrinsics, self.settings, unit)
@@ -329,9 +333,10 @@ class _Examination:
         if verdict.planes is not None:
             self.values["camera_height"] = verdict.planes.floor
         self._check_use(verdict)
+        return coded
 
     def _check_maps(self) -> None:
-        """Beginning and end of the further maps; decoding them would cost more than all the rest."""
+        """Beginning and end of the further maps."""
         from moge_core.io import limits
         from moge_core.io.png import END, RGB, parse_png
 
@@ -355,6 +360,31 @@ class _Examination:
                 self._found("maps-decodable", f"{name} does not end as a PNG does: it was cut off")
             elif name == NORMAL_NAME and (header.bit_depth, header.color_type) != (16, RGB):
                 self._found("maps-decodable", f"{name} is {header.pixel_format}, not 16-bit RGB")
+
+    def _compare_maps(self, coded: CodedDepth, grey: npt.NDArray[np.uint8] | None) -> None:
+        """The further maps against the depth, where all of them are whole and of one size."""
+        if any(finding.rule in {"maps-decodable", "sizes-agree"} for finding in self.findings):
+            return
+        names = [name for name in _MAP_NAMES if name in self.present]
+        if not names:
+            return
+        from moge_core.datasets.validation.maps import FurtherMaps
+
+        further = FurtherMaps(coded, grey, self.intrinsics, self._pose)
+        for name in names:
+            try:
+                for rule, evidence, mend in further.judge(self.folder / name):
+                    self._found(rule, evidence, mend)
+            except OSError as error:
+                self._found_unreadable(error)
+            except MoGeError as error:
+                self._found("maps-decodable", f"{name}: {_reason(error)}", _fix(error))
+
+    def _pose(self) -> list[float] | None:
+        from moge_core.datasets.validation.reprojection import pose_of
+
+        pose = pose_of(self.root, self.instance)
+        return None if pose is None else pose.ravel().tolist()
 
     def _check_use(self, verdict: DepthVerdict) -> None:
         values, planes = verdict.values, verdict.planes

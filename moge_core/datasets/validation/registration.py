@@ -16,7 +16,8 @@ from moge_core.datasets.validation.settings import ValidationSettings
 
 Map = npt.NDArray[np.float32]
 
-_MOST_BEND = 0.05  # a stronger edge of depth says no more than this one
+MOST_BEND = 0.05
+"""A stronger edge of depth says no more than this one."""
 
 # Share of the cells that are such edges. Walls have hardly any: a crease may then lie on any line of the image. Of more
 # edges some should lie on the image's, unless these lie nowhere, as those of grass: then nothing correlates anywhere.
@@ -80,7 +81,7 @@ def register(grey: npt.NDArray[np.uint8], depth: Map) -> Registration | None:
         return None
     fit = _fit(steps, bends, margin)
     zoom, found = 1.0, fit
-    edges = float(np.count_nonzero((inner >= _MOST_BEND).any(axis=2))) / (inner.shape[0] * inner.shape[1])
+    edges = float(np.count_nonzero((inner >= MOST_BEND).any(axis=2))) / (inner.shape[0] * inner.shape[1])
     if edges >= _FEW_EDGES and fit.here < _DOUBTFUL and not _is_better(fit.best, fit.here, _GAIN):
         zoom, zoomed = _fit_zoomed(steps, bends, margin)
         if zoomed.best > fit.best + 0.03:
@@ -161,18 +162,21 @@ def _fit_zoomed(steps: Map, bends: Map, margin: int) -> tuple[float, _Fit]:
 
 
 def image_edges(image: npt.NDArray[np.uint8]) -> Map:
-    """Greater of the differences to both neighbours (h, w, 2), along rows and along columns; 0 at the border.
+    """Steps of an image (h, w, 2), see `image_steps`; the strongest twentieth is as strong as its weakest."""
+    steps = image_steps(image)
+    ceiling = float(np.quantile(steps[::2, ::2].max(axis=2), 0.95)) + 4
+    return np.minimum(steps, np.float32(ceiling))
 
-    The strongest twentieth is as strong as its weakest.
-    """
+
+def image_steps(image: npt.NDArray[np.uint8]) -> Map:
+    """Greater of the differences to both neighbours (h, w, 2), along rows and along columns; 0 at the border."""
     height, width = image.shape
     wide = image.astype(np.float32)
     steps = np.zeros((height, width, 2), np.float32)
     across, down = np.abs(wide[:, 1:] - wide[:, :-1]), np.abs(wide[1:] - wide[:-1])
     np.maximum(across[:, :-1], across[:, 1:], out=steps[:, 1:-1, 0])
     np.maximum(down[:-1], down[1:], out=steps[1:-1, :, 1])
-    ceiling = float(np.quantile(steps[::2, ::2].max(axis=2), 0.95)) + 4
-    return np.minimum(steps, np.float32(ceiling))
+    return steps
 
 
 def depth_edges(depth: Map) -> Map:
@@ -188,4 +192,4 @@ def depth_edges(depth: Map) -> Map:
         down = np.abs(depth[1:-1] * (inverse[:-2] + inverse[2:]) - 2)
     bends[:, 1:-1, 0] = np.nan_to_num(across, copy=False, nan=0.0, posinf=0.0)
     bends[1:-1, :, 1] = np.nan_to_num(down, copy=False, nan=0.0, posinf=0.0)
-    return np.minimum(bends, np.float32(_MOST_BEND))
+    return np.minimum(bends, np.float32(MOST_BEND))

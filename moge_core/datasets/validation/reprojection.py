@@ -34,7 +34,7 @@ _BASELINE, _MOST_BASELINE, _MOST_TURN = 0.25, 0.6, np.radians(30)
 _GRID, _COARSE = 160, 96
 # Factors of depth and of focal length that are tried.
 _SCALES = (0.1, 0.2, 0.33, 0.5, 0.7, 1.4, 2.0, 3.0, 5.0, 10.0)
-_FOCALS = (0.6, 0.77, 1.3, 1.6)
+_FOCALS = (0.6, 0.7, 0.77, 1.3, 1.43, 1.6)
 # The spacing of the grid alone makes about this median error; another factor must leave no more than this share of it.
 _NOISE, _FITS = 0.005, 0.55
 # Pairs of a scene on which factors are tried: they differ little.
@@ -60,7 +60,7 @@ def check_reprojection(root: Path, records: Sequence[InstanceRecord], settings: 
     findings = []
     for members in scenes.values():
         # One frame tells whether a scene has poses at all.
-        if len(members) < 2 or _pose(root, members[0].path) is None:
+        if len(members) < 2 or pose_of(root, members[0].path) is None:
             continue
         compared = [_compare(root, *pair) for pair in _pairs(root, members)]
         findings += _judge([one for one in compared if one is not None], settings)
@@ -74,7 +74,7 @@ def _pairs(root: Path, members: Sequence[InstanceRecord]) -> list[tuple[Instance
     def promise(first: int, second: int) -> float:
         for position in (first, second):
             if position not in poses:
-                poses[position] = _pose(root, members[position].path)
+                poses[position] = pose_of(root, members[position].path)
         a, b = poses[first], poses[second]
         if a is None or b is None:
             return -1.0
@@ -219,7 +219,7 @@ class _Frame:
         from moge_core.io import read_meta
         from moge_core.io.depth import read_depth_codes
 
-        pose = _pose(root, record.path)
+        pose = pose_of(root, record.path)
         if pose is None:
             return None
         intrinsics = read_meta(root / record.path / META_NAME)["intrinsics"].astype(np.float64)
@@ -268,7 +268,7 @@ def _error(
     return float(np.median(np.abs(measured / there - 1)[comparable])), int(comparable.sum())
 
 
-def _pose(root: Path, instance: str) -> npt.NDArray[np.float64] | None:
+def pose_of(root: Path, instance: str) -> npt.NDArray[np.float64] | None:
     """Camera-to-world matrix (4, 4) of an instance; None where meta.json has none."""
     from moge_core.io import read_meta
 

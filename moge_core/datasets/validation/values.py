@@ -72,10 +72,6 @@ class DepthValues:
     def _cumulative(self) -> npt.NDArray[np.int64]:
         return np.cumsum(self.counts)
 
-    def quantile(self, share: float) -> float:
-        """The depth that this share of the finite pixels is nearer than."""
-        return float(self.levels[np.searchsorted(self._cumulative, share * self.num_known)])
-
     def _median(self) -> float:
         low, high = np.searchsorted(self._cumulative, [(self.num_known - 1) // 2, self.num_known // 2], side="right")
         return float((self.levels[low] + self.levels[high]) / 2)
@@ -91,6 +87,9 @@ def _count(codes: npt.NDArray[np.uint16]) -> npt.NDArray[Any]:
     counted = cv2.calcHist([codes], [0], None, [INFINITE_CODE + 1], [0, INFINITE_CODE + 1])
     return np.asarray(counted).ravel()
 
+
+HEAPS = frozenset({"sky-infinite", "marker-not-depth"})
+"""Rules about pixels that are no depth, and change what the others together look like."""
 
 Judgement = tuple[str, str, str | None]
 """(rule, evidence, fix where the catalogue's does not fit)."""
@@ -129,8 +128,11 @@ def judge_values(
     wall = _wall(values, coded, settings, unit) or _sky(values, coded, settings, unit)
     if wall is not None:
         yield wall
+    # What lies far behind everything is no step of depth.
+    is_heap = wall is not None and wall[0] in HEAPS
     for rule, evidence in _coarseness(values, settings):
-        yield rule, evidence, None
+        if not (is_heap and rule == "depth-steps"):
+            yield rule, evidence, None
 
 
 def _wall(values: DepthValues, coded: CodedDepth, settings: ValidationSettings, unit: float | None) -> Judgement | None:
