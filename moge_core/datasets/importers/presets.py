@@ -256,7 +256,7 @@ PRESETS: Mapping[str, Preset] = {
         image_glob="**/rgb/*.[jp][pn]g",
         depth_glob="**/depth/*.png",
         label_type="synthetic",
-        wants="--depth-scale: 1000 / depth_scale of scene_camera.json, 1000 by default, 10000 for 0.1; HDF5 files are"
+        wants="--depth-scale: 1000 / depth_scale of scene_camera.json, 1000 by default, 10000 for 0.1. HDF5 files are"
         " for `moge import arrays SOURCE -o OUT --image-key colors --depth-key depth --infinite-from 1e9 --intrinsics"
         " fx,fy,cx,cy --label-type synthetic`",
     ),
