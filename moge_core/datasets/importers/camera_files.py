@@ -72,14 +72,14 @@ class CameraFile:
             return None
         by_name: dict[object, PixelIntrinsics | MoGeError] = {}
         for name, camera in self.cameras.items():
-            for key in _keys(PurePosixPath(name.replace("\\", "/"))):
+            for key in frame_keys(PurePosixPath(name.replace("\\", "/"))):
                 if by_name.setdefault(key, camera) != camera:
                     # A name that two cameras have names none of them.
                     rule = "must have one camera for each image"
                     by_name[key] = InputError(self.path, rule, found=f"several for {key}")
         found: dict[PurePosixPath, PixelIntrinsics | MoGeError] = {}
         for image in images:
-            key = next((key for key in _keys(image) if key in by_name), None)
+            key = next((key for key in frame_keys(image) if key in by_name), None)
             if key is not None:
                 found[image] = by_name[key]
         return found if len(found) >= max(1, math.ceil(len(images) * _LEAST_SHARE_OF_FRAMES)) else None
@@ -290,8 +290,8 @@ def _colmap(path: Path) -> Cameras:
     return {image.name: found[image.camera_id] for image in read_images(images) if image.camera_id in found}
 
 
-def _keys(path: PurePosixPath) -> list[object]:
-    """By what an image is known, the surest first: its path, its name, and its number."""
+def frame_keys(path: PurePosixPath) -> list[object]:
+    """By what an image is known in files of cameras and poses, the surest first: its path, its name, and its number."""
     # Decimals of a time stamp are no suffix.
     stem = path.name if path.suffix.removeprefix(".").isdecimal() else path.stem
     keys: list[object] = [path.as_posix(), (path.parent / stem).as_posix(), path.name, stem]

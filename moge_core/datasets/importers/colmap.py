@@ -41,6 +41,7 @@ from moge_core.datasets.importers.colmap_model import (
     read_points,
 )
 from moge_core.datasets.importers.colmap_undistortion import undistorted_frame
+from moge_core.datasets.importers.pose_files import colmap_pose
 from moge_core.datasets.importers.records import (
     ImportOptions,
     ImportSettings,
@@ -197,6 +198,7 @@ def _records(source: Path, out: Path, reading: _Reading) -> Iterator[Record | Fi
                     depth,
                     camera,
                     depth_unit=None,
+                    pose=tuple(colmap_pose(image.rotation, image.translation).ravel().tolist()),
                     # COLMAP passes EXIF orientations by, and copies them to the undistorted pictures.
                     orientation="stored",
                     extra_files=files,

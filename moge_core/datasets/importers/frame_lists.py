@@ -13,7 +13,8 @@ from pathlib import Path, PurePosixPath
 
 from moge_core.datasets.importers.stamps import TimePairs, pair_by_time, to_nanoseconds
 
-_IMAGE_LISTS = ("rgb.txt", "color.txt", "image.txt")
+IMAGE_LISTS = ("rgb.txt", "color.txt", "image.txt")
+"""Names of lists of images by time."""
 _DEPTH_LISTS = ("depth.txt",)
 _ASSOCIATIONS = (
     "associations.txt",
@@ -63,8 +64,8 @@ def read_frame_lists(
             sides = sides[0] - {image for image, _ in pairs}, sides[1] - {depth for _, depth in pairs}
             continue
         stamps = [
-            next(filter(None, (_stamps(source, folder / name, side) for name in names)), {})
-            for names, side in zip((_IMAGE_LISTS, _DEPTH_LISTS), sides, strict=True)
+            next(filter(None, (stamps_listed(source, folder / name, side) for name in names)), {})
+            for names, side in zip((IMAGE_LISTS, _DEPTH_LISTS), sides, strict=True)
         ]
         if not all(stamps):
             continue
@@ -89,10 +90,10 @@ def _is_one_to_one(pairs: Sequence[tuple[PurePosixPath, PurePosixPath]]) -> bool
     return bool(pairs) and all(len({pair[side] for pair in pairs}) == len(pairs) for side in (0, 1))
 
 
-def _stamps(source: Path, path: PurePosixPath, files: set[PurePosixPath]) -> dict[PurePosixPath, int]:
+def stamps_listed(source: Path, path: PurePosixPath, files: set[PurePosixPath]) -> dict[PurePosixPath, int]:
     """Nanoseconds of each of `files` that the list names, or nothing where two lines have one stamp."""
     stamps: dict[PurePosixPath, int] = {}
-    for words in _lines(source / path):
+    for words in words_of_lines(source / path):
         if len(words) >= 2 and path.parent / words[1] in files:
             time = to_nanoseconds(words[0])
             if time is not None:
@@ -104,7 +105,7 @@ def _associated(
     source: Path, path: PurePosixPath, images: set[PurePosixPath], depths: set[PurePosixPath]
 ) -> list[tuple[PurePosixPath, PurePosixPath]]:
     pairs = []
-    for words in _lines(source / path):
+    for words in words_of_lines(source / path):
         named = [path.parent / word for word in words]
         of_images, of_depths = ([each for each in named if each in side] for side in (images, depths))
         if len(of_images) == len(of_depths) == 1:
@@ -112,8 +113,8 @@ def _associated(
     return pairs
 
 
-def _lines(path: Path) -> Iterable[list[str]]:
-    """Words of each line that is no comment; nothing where there is no such file of text."""
+def words_of_lines(path: Path) -> Iterable[list[str]]:
+    """Words of each line of a list that is no comment; nothing where there is no such file of text."""
     try:
         if not path.is_file() or path.stat().st_size > _MOST_BYTES:
             return

@@ -29,6 +29,7 @@ from moge_core.datasets.importers.frame_cameras import (
 from moge_core.datasets.importers.frame_layouts import Frames, pair_frames, told_by_name
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics
 from moge_core.datasets.importers.passed_by import kind_by_names
+from moge_core.datasets.importers.poses import FoundPoses, poses_beside
 from moge_core.datasets.importers.presets import Preset, preset_named
 from moge_core.datasets.importers.records import (
     UNKNOWN_CAMERA,
@@ -154,15 +155,25 @@ def import_rgbd_folder(
     )
     kind = given.kind or kind_by_names(sources.depths)
     cameras, camera_notes = _cameras_of_frames(source, sources.images, reading, patterns[0], max_time_difference)
+    found = FoundPoses()
+    if known.has_poses:
+        is_metric = given.depth_unit is not None and (
+            given.depth_unit != "layout"
+            or {"disparity": given.baseline, "inverse": given.scale}.get(kind, 1.0) is not None
+        )
+        paired = [pair.image for pair in frames.pairing.pairs]
+        found = poses_beside(source, paired, exclude=out, max_time_difference=max_time_difference, has_unit=is_metric)
+    if flip_y and found.poses:
+        found = FoundPoses({}, ["Poses were left out: no camera sees what --flip-y makes of its picture."])
     named = None if given.kind else told_by_name(kind)
     # A scale that the user said is no default.
     preset_note = None if settings.values.scale != known.values.scale else known.note
-    notes = [*reading.notes, *frames.notes, *camera_notes, *filter(None, [named, preset_note])]
+    notes = [*reading.notes, *frames.notes, *camera_notes, *found.notes, *filter(None, [named, preset_note])]
     return run_import(
         IMPORTER,
         source,
         out,
-        _records(source, frames, cameras, reading, kind),
+        _records(source, frames, cameras, found, reading, kind),
         settings,
         options=reading.described(),
         notes=notes,
@@ -248,7 +259,7 @@ class _Reading:
 
 
 def _records(
-    source: Path, frames: Frames, cameras: FrameCameras, reading: _Reading, kind: DepthKind
+    source: Path, frames: Frames, cameras: FrameCameras, found: FoundPoses, reading: _Reading, kind: DepthKind
 ) -> Iterator[Record | Finding]:
     pairing = frames.pairing
     for lone, other in ((pairing.lone_images, "depth map"), (pairing.lone_depths, "image")):
@@ -275,6 +286,7 @@ def _records(
             depth=replace(depth, kind="ray") if kind == "ray" else depth,
             camera=camera,
             size_is_said_by="--intrinsics-size WxH",
+            pose=found.poses.get(pair.image),
             extra_files=() if camera_file is None else (camera_file,),
         )
 

@@ -1,0 +1,233 @@
+"""Poses that lie beside the frames of a folder: found by themselves, and left out where they are wrong.
+
+With them `moge validate` can judge focal length and scale, see the rule `reprojects`. The forms are those of
+`pose_files`. A trajectory is compared with the stamps of the images, as TUM's own tools do.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import TypeAlias
+
+import numpy as np
+
+from moge_core.datasets.importers.camera_files import frame_keys
+from moge_core.datasets.importers.frame_lists import IMAGE_LISTS, stamps_listed
+from moge_core.datasets.importers.frame_names import read_name
+from moge_core.datasets.importers.pairing import pair_by_frame
+from moge_core.datasets.importers.pose_files import (
+    NamedPoses,
+    Poses,
+    are_rigid,
+    colmap_folders,
+    read_colmap_poses,
+    read_json_poses,
+    read_matrix,
+    read_trajectory,
+)
+from moge_core.datasets.importers.source_files import each_once, walk
+from moge_core.datasets.importers.stamps import stamp_of
+from moge_core.errors import DatasetError, FormatError, MoGeError
+
+Pose: TypeAlias = tuple[float, ...]
+"""Camera to world, row by row, 16 numbers."""
+
+_TRAJECTORIES = ("groundtruth.txt", "ground_truth.txt")
+_JSON = ("metadata.json", "metadata", "transforms.json")
+_WORD_POSE = re.compile(r"(?:^|[^a-z])poses?(?:[^a-z]|$)")
+
+
+@dataclass
+class FoundPoses:
+    """What poses lie beside.
+
+    Attributes:
+        poses: of each image that has one.
+        notes: where they are from, and which were left out and why.
+    """
+
+    poses: dict[PurePosixPath, Pose] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def poses_beside(
+    source: Path,
+    images: Sequence[PurePosixPath],
+    *,
+    exclude: Path,
+    max_time_difference: float,
+    has_unit: bool,
+) -> FoundPoses:
+    """Poses of the images of a folder.
+
+    Args:
+        source: the folder.
+        images: relative to it.
+        exclude: a folder that is not looked into.
+        max_time_difference: seconds from an image to a pose that is taken for its own.
+        has_unit: whether depth is in metres. Poses of the other kind are left out, because the two do not go together.
+    """
+    search = _Search(source, images, round(max_time_difference * 1e9), has_unit)
+    search.files_of_frames(exclude)
+    for folder in sorted(
+        {above for image in images for above in image.parents}, key=lambda path: (-len(path.parts), path)
+    ):
+        place = source / folder
+        for path in [*(place / name for name in _TRAJECTORIES), *sorted(place.glob("*.traj"))]:
+            if path.is_file():
+                search.told_of(search.trajectory, path)
+        for path in [place / name for name in _JSON]:
+            if path.is_file():
+                search.told_of(search.named, path)
+        for path in colmap_folders(place):
+            search.told_of(search.colmap, path)
+    if search.without_unit and not search.found.poses:
+        search.found.notes.append(search.without_unit)
+    return search.found
+
+
+class _Search:
+    """Looks for the poses of images; of several sources the first that has one counts."""
+
+    def __init__(self, source: Path, images: Sequence[PurePosixPath], most: int, has_unit: bool) -> None:
+        self.source, self.images, self.most, self.has_unit = source, images, most, has_unit
+        self.found = FoundPoses()
+        self.without_unit = ""
+
+    def told_of(self, read: object, path: Path) -> None:
+        """Read a file; what it cannot be read for is told."""
+        assert callable(read)
+        try:
+            read(path)
+        except (MoGeError, OSError) as error:
+            why = f"{error.rule}" if isinstance(error, MoGeError) else f"{error}"
+            self.found.notes.append(f"No poses were read of {self._named(path)}: it {why}.")
+
+    def files_of_frames(self, exclude: Path) -> None:
+        """Files named pose, one a frame."""
+        there = [
+            path
+            for folder in each_once(list(walk(self.source, exclude=exclude)), self.source)
+            for path in folder.files_below(self.source)
+        ]
+        files = [
+            path
+            for path in there
+            if path.suffix.lower() == ".txt" and _WORD_POSE.search(str(path.with_suffix("")).lower())
+        ]
+        if len(files) < 2 and len(self.images) > 1:
+            return
+        try:
+            pairs = pair_by_frame(self.images, files, max_time_difference=self.most / 1e9).pairs if files else []
+        except DatasetError:
+            self.found.notes.append(f"{len(files)} files are named poses, and none pairs with an image: {files[0]}.")
+            return
+        by_folder: dict[PurePosixPath, list[tuple[PurePosixPath, PurePosixPath]]] = {}
+        for pair in pairs:
+            by_folder.setdefault(pair.depth.parent, []).append((pair.image, pair.depth))
+        for folder, members in by_folder.items():
+            poses = []
+            for _, path in members:
+                try:
+                    poses.append(read_matrix(self.source / path))
+                except (FormatError, OSError):
+                    poses.append(np.full((1, 4, 4), np.nan))
+            self._take([image for image, _ in members], np.concatenate(poses), f"the files {folder}/*.txt")
+
+    def trajectory(self, path: Path) -> None:
+        """A trajectory, by the stamps of the images below its folder."""
+        trajectory, num_unusable = read_trajectory(path)
+        folder = PurePosixPath(path.parent.relative_to(self.source).as_posix())
+        below = set(self._below(folder))
+        times = next(
+            filter(
+                None,
+                (stamps_listed(self.source, folder / name, below) for name in IMAGE_LISTS),
+            ),
+            {},
+        )
+        for image in below - times.keys():
+            stamp = stamp_of(read_name(image).numbers)
+            if stamp is not None:
+                times[image] = stamp[1]
+        if not times:
+            return
+        timed = sorted(times)
+        if num_unusable:
+            self.found.notes.append(f"{num_unusable} lines of {self._named(path)} hold no pose and were passed by.")
+        poses, is_near = trajectory.at(np.array([times[image] for image in timed], np.int64), self.most)
+        chosen = [image for image, near in zip(timed, is_near, strict=True) if near]
+        how = f"{self._named(path)}, which has one within {self.most / 1e9:g} s of them"
+        self._take(chosen, poses[is_near], how, of=len(timed))
+
+    def named(self, path: Path) -> None:
+        """A JSON file that names frames or numbers them."""
+        named = read_json_poses(path)
+        if named is not None:
+            self._take_named(named, path)
+
+    def colmap(self, folder: Path) -> None:
+        """A model of COLMAP."""
+        named = read_colmap_poses(folder)
+        if named is not None:
+            self._take_named(named, folder)
+
+    def _take_named(self, named: NamedPoses, path: Path) -> None:
+        if named.has_unit != self.has_unit:
+            theirs, ours = ("metres", "no unit") if named.has_unit else ("no unit", "metres")
+            self.without_unit = (
+                f"The poses of {self._named(path)} have {theirs} and depth has {ours}; they do not go together, and no"
+                " poses were taken."
+            )
+            return
+        by_key: dict[object, int | None] = {}
+        for number, name in enumerate(named.names):
+            for key in frame_keys(PurePosixPath(name.replace("\\", "/"))):
+                # A name that two frames have names none of them.
+                by_key[key] = number if by_key.get(key, number) == number else None
+        folder = PurePosixPath((path if path.is_dir() else path.parent).relative_to(self.source).as_posix())
+        below = self._below(folder) or list(self.images)
+        numbers: list[int] = []
+        images: list[PurePosixPath] = []
+        for image in below:
+            inside = image.relative_to(folder) if image.is_relative_to(folder) else image
+            for key in frame_keys(inside):
+                known = by_key.get(key)
+                if known is not None:
+                    numbers.append(known)
+                    images.append(image)
+                    break
+        self._take(images, named.poses[numbers], self._named(path), of=len(below))
+
+    def _take(self, images: Sequence[PurePosixPath], poses: Poses, what: str, of: int | None = None) -> None:
+        """Keep the poses of images that have none yet, without wrong ones."""
+        if not len(images):
+            return
+        rigid = are_rigid(poses)
+        if not rigid.all():
+            first = images[int(np.argmin(rigid))]
+            self.found.notes.append(
+                f"{int((~rigid).sum())} of {len(images)} poses of {what} are no motions of a camera (not finite, scaled"
+                f" or mirrored), such as that of {first}; these frames have none."
+            )
+        kept = poses[rigid]
+        if len(kept) > 1 and np.abs(kept - kept[0]).max() == 0:
+            self.found.notes.append(f"All {len(kept)} poses of {what} are the same; they were taken for none.")
+            return
+        new = {
+            image: tuple(pose.ravel().tolist())
+            for image, pose, good in zip(images, poses, rigid, strict=True)
+            if good and image not in self.found.poses
+        }
+        if new:
+            self.found.poses |= new
+            self.found.notes.append(f"{len(new):,} of {of or len(images):,} images have a pose of {what}.")
+
+    def _below(self, folder: PurePosixPath) -> list[PurePosixPath]:
+        return [image for image in self.images if image.is_relative_to(folder)]
+
+    def _named(self, path: Path) -> str:
+        return path.relative_to(self.source).as_posix() + ("/" if path.is_dir() else "")
