@@ -12,6 +12,7 @@ shift such that the anchor's own residual vanishes and leaves a scale problem.
 
 Conventions of every solver here:
 - Arguments are `(source, target, weight, trunc=None)`, batch dimensions first and any number of them.
+- Weights may have any shape that broadcasts to that of the values: (N,) or (1, N) where these are (B, N).
 - A point takes part where its weight is > 0. Whatever stands at other points (NaN included) has no influence and gets
   no gradient.
 - A problem whose weights are all zero has scale 0 and shift 0. A value that is not finite under a positive weight makes
@@ -68,7 +69,7 @@ def align(
         loss (...): the objective at that scale, elements with x = 0 included.
         index (...): the chosen element; 0 where there is none.
     """
-    _check_arguments("x", x.shape, y.shape, w.shape, trunc, method)
+    w = _checked_weight("x", x.shape, y.shape, w, trunc, method)
     x, y, w, broken = _mask_unweighted(x, y, w)
     shape, size = w.shape[:-1], w.shape[-1]
     with torch.no_grad():
@@ -106,7 +107,7 @@ def align_depth_affine(
     Returns:
         scale (...), shift (...).
     """
-    _check_arguments("source", source.shape, target.shape, weight.shape, trunc, method)
+    weight = _checked_weight("source", source.shape, target.shape, weight, trunc, method)
     scale, shift = _align_anchored(source[..., None], target[..., None], weight, trunc, num_fixed=0, method=method)
     return scale, shift[..., 0]
 
@@ -123,7 +124,7 @@ def align_points_scale(
     Returns:
         scale (...).
     """
-    _check_points(source, target, weight, trunc, method)
+    weight = _checked_points(source, target, weight, trunc, method)
     weight = weight[..., None].expand(source.shape)
     return align(source.flatten(-2), target.flatten(-2), weight.flatten(-2), trunc)[0]
 
@@ -140,7 +141,7 @@ def align_points_scale_z_shift(
     Returns:
         scale (...), shift (..., 3) with x and y zero.
     """
-    _check_points(source, target, weight, trunc, method)
+    weight = _checked_points(source, target, weight, trunc, method)
     return _align_anchored(source, target, weight, trunc, num_fixed=2, method=method)
 
 
@@ -156,7 +157,7 @@ def align_points_scale_xyz_shift(
     Returns:
         scale (...), shift (..., 3).
     """
-    _check_points(source, target, weight, trunc, method)
+    weight = _checked_points(source, target, weight, trunc, method)
     return _align_anchored(source, target, weight, trunc, num_fixed=0, method=method)
 
 
@@ -172,7 +173,7 @@ def align_points_z_shift(
     Returns:
         shift (..., 3) with x and y zero.
     """
-    _check_points(source, target, weight, trunc, method)
+    weight = _checked_points(source, target, weight, trunc, method)
     shift = align(torch.ones_like(weight), target[..., 2] - source[..., 2], weight, trunc)[0]
     return torch.stack([torch.zeros_like(shift), torch.zeros_like(shift), shift], dim=-1)
 
@@ -189,7 +190,7 @@ def align_points_xyz_shift(
     Returns:
         shift (..., 3).
     """
-    _check_points(source, target, weight, trunc, method)
+    weight = _checked_points(source, target, weight, trunc, method)
     difference = (target - source).transpose(-1, -2)
     weight = weight[..., None, :].expand(difference.shape)
     return align(torch.ones_like(difference), difference, weight, trunc)[0]
@@ -208,7 +209,7 @@ def align_affine_lstsq(source: Tensor, target: Tensor, weight: Tensor | None = N
     """
     if weight is None:
         weight = torch.ones_like(source)
-    _check_arguments("source", source.shape, target.shape, weight.shape, None, "search")
+    weight = _checked_weight("source", source.shape, target.shape, weight, None, "search")
     x, y, w, broken = _mask_unweighted(source, target, weight)
     w = w / w.sum(-1, keepdim=True).clamp(min=torch.finfo(w.dtype).tiny)
     mean_x, mean_y = (w * x).sum(-1, keepdim=True), (w * y).sum(-1, keepdim=True)
@@ -275,23 +276,29 @@ def _mask_unweighted(source: Tensor, target: Tensor, weight: Tensor) -> tuple[Te
     return source, target, torch.where(used, weight, 0), broken.any(-1)
 
 
-def _check_points(source: Tensor, target: Tensor, weight: Tensor, trunc: float | None, method: str) -> None:
+def _checked_points(source: Tensor, target: Tensor, weight: Tensor, trunc: float | None, method: str) -> Tensor:
+    """The weight (..., N) of each of the points (..., N, 3)."""
     if source.dim() < 2 or source.shape[-1] != 3:
         raise InputError("source", "must be points (..., N, 3)", found=tuple(source.shape))
     if target.shape != source.shape:
         raise InputError("target", f"must have the shape of source, {tuple(source.shape)}", found=tuple(target.shape))
-    _check_arguments("source", source.shape[:-1], target.shape[:-1], weight.shape, trunc, method)
+    return _checked_weight("source", source.shape[:-1], target.shape[:-1], weight, trunc, method)
 
 
-def _check_arguments(
-    name: str, source: torch.Size, target: torch.Size, weight: torch.Size, trunc: float | None, method: str
-) -> None:
+def _checked_weight(
+    name: str, source: torch.Size, target: torch.Size, weight: Tensor, trunc: float | None, method: str
+) -> Tensor:
+    """The weight of each value, in the shape of the source; what fits it by broadcasting is expanded, not copied."""
     if len(source) == 0:
         raise InputError(name, "must have at least the dimension of its N values", found=tuple(source))
-    for what, shape in (("target", target), ("weight", weight)):
-        if shape != source:
-            raise InputError(what, f"must have shape {tuple(source)}, as {name}", found=tuple(shape))
+    if target != source:
+        raise InputError("target", f"must have shape {tuple(source)}, as {name}", found=tuple(target))
     if trunc is not None and not (trunc > 0 and math.isfinite(trunc)):
         raise InputError("trunc", "must be positive and finite, or None for no truncation", found=trunc)
     if method not in METHODS:
         raise InputError("method", f"must be one of {', '.join(METHODS)}", found=repr(method))
+    try:
+        return weight.expand(source)
+    except RuntimeError:
+        rule = f"must have shape {tuple(source)}, as {name}, or one that broadcasts to it"
+        raise InputError("weight", rule, found=tuple(weight.shape)) from None

@@ -55,8 +55,23 @@ def _remember_verbose(ctx: click.Context, _param: click.Parameter, value: bool) 
 verbose = click.option(
     "-v", "--verbose", is_flag=True, expose_value=False, callback=_remember_verbose, help="Show tracebacks of errors."
 )
+
+
+def _check_depth_name(_ctx: click.Context, _param: click.Parameter, name: str) -> str:
+    if not name.lower().endswith(".png"):
+        raise click.BadParameter(
+            f"{name!r} is no name of depth maps in this format, such as depth.png; `moge import` makes them of arrays."
+        )
+    return name
+
+
 depth_option = click.option(
-    "--depth", "depth_name", default="depth.png", show_default=True, help="Name of depth files."
+    "--depth",
+    "depth_name",
+    default="depth.png",
+    show_default=True,
+    callback=_check_depth_name,
+    help="Name of depth files.",
 )
 index_option = click.option(
     "--index", "index_name", default=".index.txt", show_default=True, help="The list, for example .train.txt."
@@ -117,7 +132,7 @@ def print_findings(findings: Sequence[Finding], of: str = "instance") -> None:
         click.echo(f"  {severity} {rule}: {count} {of}{'s' if count > 1 else ''}")
         shown = [finding for finding in findings if (finding.severity, finding.rule) == (severity, rule)]
         for finding in shown[:_EXAMPLES_PER_RULE]:
-            click.echo(f"    {finding.instance}: {finding.evidence}. {finding.fix}")
+            click.echo(f"    {finding.instance}: {finding.evidence}. {finding.fix}".rstrip())
         if count > _EXAMPLES_PER_RULE:
             click.echo(f"    and {count - _EXAMPLES_PER_RULE} more")
 

@@ -33,7 +33,7 @@ from moge_core.cli.common import (
     "--val-fraction",
     type=float,
     metavar="SHARE",
-    help="Also write .train.txt and .val.txt with this share of the scenes (folders above instances) held out.",
+    help="Also write .train.txt and .val.txt with this share of the scenes held out; of a single video, of its frames.",
 )
 @click.option("--strict", is_flag=True, help=f"Exit with {EXIT_FINDINGS} if any instance is broken.")
 @verbose
@@ -71,10 +71,13 @@ def index_command(
     if val_fraction is not None:
         split = split_dataset(dataset, val_fraction, rebuild=rebuild)
         held_out, scenes = split.num_scenes
+        of_scenes = f"{held_out} of {scenes} scenes" if scenes > 1 else "a block of one scene"
+        in_neither = f"; in neither: {len(split.gap)}" if split.gap else ""
         click.echo(
-            f"  .train.txt: {len(split.train)} instances; .val.txt: {len(split.validation)}"
-            f" ({held_out} of {scenes} scenes)"
+            f"  .train.txt: {len(split.train)} instances; .val.txt: {len(split.validation)} ({of_scenes}){in_neither}"
         )
+        for line in split.told:
+            click.echo(f"    {line}")
     if strict and report.num_broken:
         sys.exit(EXIT_FINDINGS)
 

@@ -16,33 +16,46 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from moge_core.cli.common import EXIT_FINDINGS, Commands, parse_size, print_findings, progress_bar
-from moge_core.cli.import_options import common_import_options, value_options
+from moge_core.cli.import_options import SourcePath, common_import_options, typable, value_options
+from moge_core.errors import MoGeError
 
 if TYPE_CHECKING:
     from moge_core.datasets.importers import ImportReport
+    from moge_core.datasets.importers.dry_run import Understood
+
+_LEFTOVERS_SHOWN = 5
 
 
 def print_import(report: ImportReport, out: Path) -> None:
     """What an import did, the entry to paste into a training configuration, and what comes next."""
     num_kept = len(report.instances) - report.num_written
-    click.echo(f"{report.out_dir}: {report.num_written} instances written, {num_kept} already there")
+    replaced = f"{report.num_replaced} replaced, " if report.num_replaced else ""
+    num_new = report.num_written - report.num_replaced
+    click.echo(f"{report.out_dir}: {num_new} instances written, {replaced}{num_kept} already there")
     if report.median_depth_m is not None and report.valid_share is not None:
         unit = {True: " m", False: " without unit", None: " in m or without unit"}[report.metric]
         click.echo(
             f"  typical median depth {report.median_depth_m:.3f}{unit}, {report.valid_share:.1%} of the pixels known,"
             f" field of view {report.fov_x_deg:.1f} degrees"
         )
+    for line in report.taken_for:
+        click.echo(f"  {line}")
     for note in report.notes:
         click.echo(f"  note: {note}")
     print_findings(report.skipped, of="file")
     if report.skipped:
         click.echo(f"  all of it: {report.log_path}")
+    if report.num_removed:
+        click.echo(f"  {report.num_removed} instances that an earlier import left were removed")
+    if report.leftovers:
+        _print_leftovers(report)
     entry: dict[str, Any] = {
         "name": report.out_dir.name,
         "path": _data_path(report.out_dir),
@@ -61,13 +74,51 @@ def print_import(report: ImportReport, out: Path) -> None:
     click.echo(f"\nNext: moge index {out}")
 
 
+def print_understood(report: ImportReport, understood: Understood, strict: bool) -> None:
+    """What a dry run found, and the command that imports."""
+    click.echo(f"Dry run: nothing is written into {report.out_dir}.")
+    for line in report.taken_for:
+        click.echo(line)
+    for line in understood.lines:
+        click.echo(line)
+    for note in report.notes:
+        click.echo(f"  note: {note}")
+    print_findings(report.skipped, of="file")
+    if understood.command is not None:
+        click.echo(f"\nTo import:\n  {understood.command}{' --strict' if strict else ''}")
+
+
+def _print_leftovers(report: ImportReport) -> None:
+    names = report.leftovers
+    more = f" and {len(names) - _LEFTOVERS_SHOWN} more" if len(names) > _LEFTOVERS_SHOWN else ""
+    click.echo(
+        f"  note: {len(names)} instances that an earlier import made of this source are not made by this one, and are"
+        f" in the dataset still: {', '.join(names[:_LEFTOVERS_SHOWN])}{more}"
+    )
+    if report.command is not None:
+        click.echo(f"  to remove exactly these: {report.command} --prune")
+
+
 def run_importer(importer: Callable[..., ImportReport], source: Path, out: Path, strict: bool, **options: Any) -> None:
     """Import with progress, print the report, and leave with an exit code that says whether all frames came in if
-    `strict` asks it.
+    `strict` asks it. What is printed names only options of this command.
     """
-    with progress_bar("Importing") as progress:
-        report = importer(source, out, progress=progress, **options)
-    print_import(report, out)
+    command = click.get_current_context().command
+    try:
+        with progress_bar("Importing") as progress:
+            report = importer(source, out, progress=progress, **options)
+    except MoGeError as error:
+        error.fix = typable(error.fix, command) if error.fix else None
+        raise
+    report = replace(
+        report,
+        notes=[told for note in report.notes if (told := typable(note, command))],
+        skipped=[replace(finding, fix=typable(finding.fix, command)) for finding in report.skipped],
+    )
+    if report.understood is not None:
+        print_understood(report, report.understood, strict)
+    else:
+        print_import(report, out)
     if strict and any(finding.severity == "error" for finding in report.skipped):
         sys.exit(EXIT_FINDINGS)
 
@@ -81,7 +132,7 @@ def import_group() -> None:
 
 
 @import_group.command("rgbd-folder")
-@click.argument("source", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("source", type=SourcePath("folder"))
 @click.option("--preset", metavar="NAME", help="A known source, which answers what the other options do not.")
 @click.option(
     "--intrinsics",
@@ -89,9 +140,21 @@ def import_group() -> None:
     " it for one of several cameras; or a pattern of files, one a frame.",
 )
 @click.option(
-    "--image", "image_glob", metavar="GLOB", help="Images, relative to SOURCE. Default: all that is not depth."
+    "--image",
+    "image_glob",
+    metavar="GLOB",
+    help="Images, relative to SOURCE. Default: all pictures that are not depth, nor named masks, normals and so on."
+    " With --depth, what * matches tells frames apart.",
 )
-@click.option("--depth", "depth_glob", metavar="GLOB", help="Depth maps. Default: every 16-bit grey PNG or PGM.")
+@click.option("--depth", "depth_glob", metavar="GLOB", help="Depth maps. Default: 16-bit grey, and floats.")
+@click.option(
+    "--max-time-difference",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    default=0.02,
+    show_default=True,
+    help="Time stamps in names, or in rgb.txt and depth.txt, that differ by less are one frame.",
+)
 @click.option(
     "--intrinsics-size",
     type=parse_size,
@@ -117,7 +180,7 @@ def import_rgbd_folder_command(source: Path, out: Path, strict: bool, **options:
 
 
 @import_group.command("table")
-@click.argument("source", metavar="TABLE", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("source", metavar="TABLE", type=SourcePath("file"))
 @value_options()
 @common_import_options(label_type="sfm")
 def import_table_command(source: Path, out: Path, strict: bool, **options: Any) -> None:
@@ -138,7 +201,7 @@ def import_table_command(source: Path, out: Path, strict: bool, **options: Any) 
 
 
 @import_group.command("kitti")
-@click.argument("source", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("source", type=SourcePath("folder"))
 @click.option("--layout", type=click.Choice(["object", "raw", "depth"]), help="Default: the one that is found.")
 @click.option(
     "--camera", "cameras", multiple=True, metavar="image_02|image_03", help="May be repeated. Default: both, if there."
@@ -166,7 +229,7 @@ def import_kitti_command(source: Path, out: Path, strict: bool, **options: Any) 
 
 
 @import_group.command("dgp")
-@click.argument("source", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("source", type=SourcePath("folder"))
 @click.option("--camera", "cameras", multiple=True, metavar="NAME", help="May be repeated. Default: all with images.")
 @click.option("--lidar", metavar="NAME", help="Default: the only one.")
 @common_import_options(label_type="lidar")
@@ -183,7 +246,7 @@ def import_dgp_command(source: Path, out: Path, strict: bool, **options: Any) ->
 
 
 @import_group.command("nuscenes")
-@click.argument("source", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("source", type=SourcePath("folder"))
 @click.option("--version", metavar="NAME", help="Folder of the tables, such as v1.0-mini. Default: the only one.")
 @click.option("--camera", "cameras", multiple=True, metavar="CHANNEL", help="May be repeated. Default: all.")
 @click.option("--lidar", metavar="CHANNEL", help="Default: LIDAR_TOP, or the only one.")
@@ -201,7 +264,7 @@ def import_nuscenes_command(source: Path, out: Path, strict: bool, **options: An
 
 
 @import_group.command("stereo")
-@click.argument("source", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("source", type=SourcePath("folder"))
 @click.option("--layout", type=click.Choice(["middlebury", "kitti", "plain"]), help="Default: the one that is found.")
 @click.option("--left", metavar="GLOB", help="Left pictures, relative to SOURCE, where it has no known layout.")
 @click.option("--disparity", metavar="GLOB", help="Their disparity maps.")

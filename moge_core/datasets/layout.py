@@ -2,7 +2,8 @@
 
     dataset/
     ├── .index.txt             one instance a line: relative to the dataset, `/` between folders, sorted
-    ├── .moge/                 kept by this package: manifest.parquet, lists.json, quarantine.json and import.jsonl
+    ├── .moge/                 kept by this package: manifest.parquet, lists.json, quarantine.json, import.jsonl and
+    │                          what else imports keep (import.begun.json, replaced_meta.jsonl)
     └── any/folders/instance/
         ├── image.jpg          RGB
         ├── depth.png          16-bit logarithmic depth; a configuration may name another file

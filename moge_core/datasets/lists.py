@@ -23,11 +23,19 @@ LISTS_NAME = "lists.json"
 _MAX_BYTES = 64 << 20
 
 
+FOLDER_RULE: Literal[1] = 1
+SCENE_RULE: Literal[2] = 2
+"""How instances are held out. 1: of `moge index --val-fraction` by the folder above an instance, of `--eval_fraction`
+each for itself; what was made by it keeps it. 2: by scenes, of one video by a block with gaps."""
+
+
 class Split(StrictModel):
     """How `.train.txt` and `.val.txt` were made."""
 
     val_fraction: float
     """The share that was asked for."""
+    rule: Literal[1, 2] = FOLDER_RULE
+    """By which rule; files of before it was written are of the first."""
     held_out: dict[str, bool] = Field(default_factory=dict)
     """Scenes that are held out, or are not, against their hash: without them one of the lists would have been empty."""
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 import re
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from moge_core.errors import FormatError
 from moge_core.io import limits
 from moge_core.io.files import PathOrFile, name_of, read_bytes
+from moge_core.io.foreign import described_head
 from moge_core.io.png import SIGNATURE as PNG_SIGNATURE
 from moge_core.io.png import parse_png
 
@@ -109,6 +111,20 @@ def exif_orientation(exif: bytes) -> int:
     return 1
 
 
+def without_exif(jpeg: bytes) -> bytes:
+    """A JPEG without its EXIF and XMP blocks: the same pixels, and nothing that tells a viewer to turn them.
+
+    Args:
+        jpeg: a file that `parse_image_header` has accepted.
+    """
+    kept, position = [], 0
+    for marker, start, end in _jpeg_segments(jpeg):
+        if marker == _APP1:
+            kept.append(jpeg[position:start])
+            position = end
+    return b"".join([*kept, jpeg[position:]])
+
+
 def _parse(data: bytes, name: str, *, header_only: bool) -> ImageHeader:
     if data.startswith(PNG_SIGNATURE):
         png = parse_png(data, name, header_only=header_only)
@@ -124,34 +140,21 @@ def _parse(data: bytes, name: str, *, header_only: bool) -> ImageHeader:
         return _parse_bmp(data, name)
     if data[:2] in {b"P5", b"P6"}:
         return _parse_netpbm(data, name)
-    raise FormatError(
-        name,
-        "must be a JPEG, PNG, WebP, BMP or PPM image",
-        found="an empty file" if not data else f"a file that begins with {data[:8]!r}",
-    )
+    found, fix = described_head(data)
+    raise FormatError(name, "must be a JPEG, PNG, WebP, BMP or PPM image", found=found, fix=fix)
 
 
 def _parse_jpeg(data: bytes, name: str, *, header_only: bool) -> ImageHeader:
     size: tuple[int, int] | None = None
     orientation = 1
-    position = 2
+    position = 0
     try:
-        while True:
-            while data[position] != 0xFF or data[position + 1] == 0xFF:
-                position += 1  # fill bytes
-            marker = data[position + 1]
-            position += 2
-            if marker in _STANDALONE_MARKERS:
-                continue
-            (length,) = struct.unpack_from(">H", data, position)
+        for marker, position, end in _jpeg_segments(data):
             if marker in _START_OF_FRAME:
-                height, width = struct.unpack_from(">HH", data, position + 3)
+                height, width = struct.unpack_from(">HH", data, position + 5)
                 size = (width, height)
-            elif marker == _APP1 and data[position + 2 : position + 8] == b"Exif\0\0":
-                orientation = exif_orientation(data[position + 2 : position + length])
-            elif marker == _START_OF_SCAN:
-                break
-            position += max(length, 2)
+            elif marker == _APP1 and data[position + 4 : position + 10] == b"Exif\0\0":
+                orientation = exif_orientation(data[position + 4 : end])
     except (IndexError, struct.error):
         raise FormatError(
             name, "must not be truncated", found=f"an end within the JPEG header, after {len(data):,} bytes"
@@ -164,6 +167,28 @@ def _parse_jpeg(data: bytes, name: str, *, header_only: bool) -> ImageHeader:
     if size is None:
         raise FormatError(name, "a JPEG must announce its size before its pixels", found="no frame header")
     return ImageHeader(*size, orientation)
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Marker, begin and end of each segment of a JPEG, the last one being the one that its pixels follow.
+
+    Raises:
+        IndexError, struct.error: the data end before that.
+    """
+    position = 2
+    while True:
+        while data[position] != 0xFF or data[position + 1] == 0xFF:
+            position += 1  # fill bytes
+        marker = data[position + 1]
+        if marker in _STANDALONE_MARKERS:
+            position += 2
+            continue
+        (length,) = struct.unpack_from(">H", data, position + 2)
+        end = position + 2 + max(length, 2)
+        yield marker, position, end
+        if marker == _START_OF_SCAN:
+            return
+        position = end
 
 
 def _parse_webp(data: bytes, name: str) -> ImageHeader:

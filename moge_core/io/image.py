@@ -47,6 +47,15 @@ def read_image(path_or_file: PathOrFile) -> npt.NDArray[np.uint8]:
         ImageTooLargeError: more pixels than `moge_core.io.limits.MAX_IMAGE_PIXELS`.
         FileNotFoundError: there is no such file.
     """
+    return turned_upright(*read_stored_image(path_or_file))
+
+
+def read_stored_image(path_or_file: PathOrFile) -> tuple[npt.NDArray[np.uint8], int]:
+    """The pixels of a colour image as they are stored, RGB (H, W, 3), and its EXIF orientation (1..8, 1 upright).
+
+    Raises:
+        FormatError, ImageTooLargeError, FileNotFoundError: see `read_image`.
+    """
     name = name_of(path_or_file)
     data = read_bytes(path_or_file, limit=limits.MAX_FILE_BYTES)
     header = parse_image_header(data, name)
@@ -58,13 +67,15 @@ def read_image(path_or_file: PathOrFile) -> npt.NDArray[np.uint8]:
         raise FormatError(name, "must hold a decodable image", found=error) from error
     if image is None or image.shape != (header.height, header.width, 3):
         raise FormatError(name, "must hold a decodable image", found="damaged pixels behind a valid header")
-    upright: npt.NDArray[Any] = cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
-    transposes, flip_code = _UPRIGHT.get(header.orientation, (False, None))
-    if transposes:
-        upright = cv2.transpose(upright)
-    if flip_code is not None:
-        upright = cv2.flip(upright, flip_code)
-    return upright
+    rgb: npt.NDArray[Any] = cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+    return rgb, header.orientation
+
+
+def turned_upright(stored: npt.NDArray[np.uint8], orientation: int) -> npt.NDArray[np.uint8]:
+    """Pixels (H, W) or (H, W, C) as people see them, from the stored ones and their EXIF orientation (1..8)."""
+    transposes, flip_code = _UPRIGHT.get(orientation, (False, None))
+    upright: npt.NDArray[Any] = cv2.transpose(stored) if transposes else stored
+    return upright if flip_code is None else np.asarray(cv2.flip(upright, flip_code))
 
 
 def write_image(

@@ -42,6 +42,13 @@ def read_meta(path_or_file: PathOrFile) -> dict[str, Any]:
     return meta
 
 
+def says_no_unit(meta: Mapping[str, Any]) -> bool:
+    """Whether a `meta.json` says that nobody knows the unit of its depth: an import wrote it, and left the unit out."""
+    unit = meta.get("depth_unit")
+    has_unit = isinstance(unit, int | float) and not isinstance(unit, bool) and unit > 0
+    return not has_unit and isinstance(meta.get("source"), dict)
+
+
 def write_meta(path_or_file: PathOrFile, meta: Mapping[str, Any]) -> None:
     """Write a `meta.json`.
 

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from moge_core.errors import FormatError, InputError
 from moge_core.io import limits
+from moge_core.io.foreign import described_head
 from moge_core.io.opencv import cv2
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -61,7 +62,8 @@ def parse_png(data: bytes, name: str, *, text_keys: Collection[str] = (), header
         FormatError: not a PNG, truncated, damaged, or a text field larger than `limits.MAX_TEXT_BYTES`.
     """
     if not data.startswith(SIGNATURE):
-        raise FormatError(name, "must be a PNG file", found=f"a file that begins with {data[:8]!r}")
+        found, fix = described_head(data)
+        raise FormatError(name, "must be a PNG file", found=found, fix=fix)
     header: PngHeader | None = None
     text: dict[str, str] = {}
     exif = b""

@@ -45,6 +45,15 @@ class DatasetConfig(StrictModel):
             raise ValueError("must be a file name inside the dataset")
         return name
 
+    @field_validator("depth")
+    @classmethod
+    def _is_png(cls, name: str) -> str:
+        if not name.lower().endswith(".png"):
+            raise ValueError(
+                "must be the name of depth maps in this format, such as depth.png; `moge import` makes them of arrays"
+            )
+        return name
+
     @model_validator(mode="after")
     def _ordered_ranges(self) -> DatasetConfig:
         _check_view_ranges(self)

@@ -18,6 +18,7 @@ from moge_core.geometry import depth_map_edge, depth_map_to_normal_map
 from moge_core.io import limits, read_image, read_image_size, read_meta, read_normal
 from moge_core.io.depth import INFINITE_CODE, UNKNOWN_CODE, CodedDepth, read_depth_codes
 from moge_core.io.files import NamedBytes, read_bytes
+from moge_core.io.meta import says_no_unit
 from moge_core.io.opencv import cv2
 from moge_core.loading.augmentation import augment
 from moge_core.loading.config import DataConfig
@@ -92,7 +93,8 @@ class Sample:
         normal: (H, W, 3) float32 of unit length, NaN unknown; None where no loss needs it.
         intrinsics: (3, 3) float32, normalised.
         label_type: names the set of losses.
-        is_metric: whether depth is in metres.
+        is_metric: whether depth is in metres: the configuration says a unit, and meta.json does not say that there is
+            none.
         info: where the sample comes from and what was drawn for it.
     """
 
@@ -162,8 +164,9 @@ def load_sample(
     with clock.stage("finish"):
         depth_mask_inf = np.isinf(depth)
         depth_mask_fin = np.isfinite(depth) if recipe.finite_depth_mask == "only_known" else ~depth_mask_inf
-        if recipe.depth_unit is not None:
-            depth *= np.float32(recipe.depth_unit)
+        unit = None if files.has_no_unit else recipe.depth_unit
+        if unit is not None:
+            depth *= np.float32(unit)
         _clamp_far(depth, recipe.clamp_max_depth)
     return Sample(
         image=image,
@@ -173,7 +176,7 @@ def load_sample(
         normal=normal,
         intrinsics=_mirrored(view.intrinsics) if flip else view.intrinsics,
         label_type=recipe.label_type,
-        is_metric=recipe.depth_unit is not None,
+        is_metric=unit is not None,
         info={"dataset": recipe.name, "instance": instance, "seed": seed, "flip": flip},
     )
 
@@ -207,6 +210,8 @@ class _Files:
     normal: io.BytesIO | None
     depth_path: Path
     cached_depth: CodedDepth | None
+    has_no_unit: bool
+    """As meta.json says, whatever the configuration says of its dataset."""
 
     def decode_depth(self, cache: DepthCache | None, clock: StageClock) -> CodedDepth:
         coded = self.cached_depth
@@ -245,7 +250,8 @@ def _open(recipe: Recipe, instance: str) -> _Files:
         names["normal"] = NORMAL_NAME
 
     with _obeying("meta-readable", folder):
-        intrinsics = read_meta(folder / META_NAME)["intrinsics"]
+        meta = read_meta(folder / META_NAME)
+    intrinsics = meta["intrinsics"]
     with _obeying("intrinsics-normalised", folder):
         checked_intrinsics(intrinsics)
     depth_path = folder / recipe.depth_name
@@ -274,6 +280,7 @@ def _open(recipe: Recipe, instance: str) -> _Files:
         contents.get("normal"),
         depth_path,
         cached_depth,
+        says_no_unit(meta),
     )
 
 

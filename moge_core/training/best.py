@@ -89,6 +89,33 @@ def score_anew(
     return record
 
 
+def claim(
+    best: Mapping[str, Any], workspace: Workspace, network: Network, scorer: HeldOutScorer, *, is_main: bool
+) -> dict[str, Any] | None:
+    """Scores of the best step on instances that it was not chosen by, of its weights that were better on the others.
+
+    To be called by all ranks.
+
+    Returns:
+        None where its weights are gone or none of the instances can be scored.
+    """
+    known = {prefix: best["scores"].get(f"{prefix}.rel", math.inf) for prefix in ("eval", "eval_ema")}
+    prefix = min(known, key=known.__getitem__)
+    weights = _weights_of(workspace, int(best["step"]), prefix, network) if is_main else {}
+    (is_there,) = broadcast_object_list([weights is not None])
+    if not is_there:
+        return None
+    with network.lent(weights or {}):
+        found = scorer.score(network.raw_model)
+    named = {name: found.values[f"eval.{name}"] for name in ("rel", "delta1") if f"eval.{name}" in found.values}
+    if not math.isfinite(named.get("rel", math.nan)):
+        return None
+    if is_main:
+        whose = "averaged" if prefix == "eval_ema" else "plain"
+        logger.info("claimed: rel %.4f of step %d, its %s weights", named["rel"], best["step"], whose)
+    return {"weights": "ema" if prefix == "eval_ema" else "model", "scores": named, **asdict(found.conditions)}
+
+
 def _weights_of(workspace: Workspace, step: int, prefix: str, network: Network) -> Mapping[str, Any] | None:
     try:
         info = workspace.checkpoint_at(step)

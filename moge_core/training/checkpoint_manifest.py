@@ -92,6 +92,8 @@ class CheckpointManifest(_Record):
     seed: int | None = None
     batch_size_total: int | None = None
     held_out: str | None = None
+    held_out_rule: int | None = None
+    held_out_how: list[str] = Field(default_factory=list)
 
 
 def manifest_path_of(checkpoint: Path) -> Path | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from moge_core.datasets.lists import SCENE_RULE
 from moge_core.loading.profiling import LoaderRate, measure_rate
 from moge_core.training.advice import num_processes
 from moge_core.training.agreement import all_or_none, found_by_main
@@ -22,7 +23,7 @@ from moge_core.training.estimate import Interruption, StepSeconds, estimate
 from moge_core.training.flags import TrainFlags
 from moge_core.training.preflight import DatasetIdentity
 from moge_core.training.trainer import Trainer
-from moge_core.training.validation import split_datasets
+from moge_core.training.validation import Split, split_datasets
 from moge_core.training.workspace import parse_checkpoint_flag
 
 _GB = 1e9
@@ -199,9 +200,11 @@ def _plan(trainer: Trainer, measured: Measured, flags: TrainFlags, parent: Path)
     parameters = [p for p in trainer.network.raw_model.parameters() if p.requires_grad]
     total_weight = sum(dataset.weight for dataset in config.data.datasets)
     shares = {dataset.name: dataset.weight / total_weight for dataset in config.data.datasets}
-    held_out = (
-        split_datasets(config.data, flags.eval_fraction, flags.eval_instances).held_out if flags.eval_every else []
-    )
+    # `trainer` holds out fewer: as many as are scored at once.
+    rule = trainer.split.rule if trainer.split else SCENE_RULE
+    share, most = flags.eval_fraction, flags.eval_instances
+    split = split_datasets(config.data, share, most, rule) if flags.eval_every else Split({}, [])
+    held_out = split.held_out
     lines = [
         f"configuration  {config.source} ({config.digest()[:16]})",
         f"model          {config.model_version}, {sum(p.numel() for p in parameters) / 1e6:.1f} M trained parameters",
@@ -210,6 +213,7 @@ def _plan(trainer: Trainer, measured: Measured, flags: TrainFlags, parent: Path)
             for d in datasets
         ),
         *(f"held out       {each.name}: {len(each.instances)} scored" for each in held_out),
+        *(f"               {line}" for line in split.told),
         f"batch          {trainer.global_batch} = {flags.batch_size_forward} x {flags.gradient_accumulation_steps}"
         f" micro-batches x {_count(trainer.accelerator.num_processes, 'process', 'processes')}",
         *(

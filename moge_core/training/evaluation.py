@@ -6,11 +6,12 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moge_core.datasets.lists import FOLDER_RULE, SCENE_RULE
 from moge_core.errors import WorkspaceError
 from moge_core.io.files import atomic_open
 from moge_core.training.config import load_train_config
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from moge_core.models.precision import Precision
-    from moge_core.training.scoring import HeldOutScorer, HeldOutScores
+    from moge_core.training.scoring import HeldOutScores
     from moge_core.training.validation import HeldOut
 
 logger = logging.getLogger(__name__)
@@ -40,12 +41,16 @@ class Evaluation:
         sha256: its digest, as the manifest recorded it.
         step: of the checkpoint.
         weights: `ema` for the average, `model` for the plain weights.
-        scores: `rel` and `delta1` of affine-invariant points (MoGe-1, section 4), means over the datasets; empty when
-            nothing was held out.
+        scores: `rel` and `delta1` of affine-invariant points (MoGe-1, section 4), means over the datasets, on instances
+            that neither the step nor its weights were chosen by; empty when there are none.
         datasets: the same for each dataset, with `instances`, how many were scored.
         parent_scores: `scores` of the checkpoint that the training began with, where that is still there.
         time: when, in UTC.
-        precision, num_tokens, instances_digest, not_scored: see `ScoringConditions`; None where nothing was held out.
+        precision, num_tokens, instances_digest, not_scored: see `ScoringConditions`; None where no score is claimed.
+        selection: the same scores on the instances that the weights were chosen by.
+        unclaimed: why there is no score of a dataset, by its name.
+        rule: by which the training held out, see `lists.SCENE_RULE`. By the one of before the score is on what the
+            weights were chosen by.
     """
 
     checkpoint: str
@@ -60,6 +65,9 @@ class Evaluation:
     num_tokens: int | None = None
     instances_digest: str | None = None
     not_scored: list[str] | None = None
+    selection: Mapping[str, float] = field(default_factory=dict)
+    unclaimed: Mapping[str, str] = field(default_factory=dict)
+    rule: int = SCENE_RULE
 
 
 def evaluate_best(
@@ -74,8 +82,9 @@ def evaluate_best(
 ) -> Evaluation:
     """Score the best checkpoint of a run: that of best.json, or else the newest.
 
-    Its plain weights and their average are both scored, and the better ones count: a short training is ahead of its
-    average. Writes evaluation.json into the workspace and a line into `evaluations.jsonl` beside it.
+    Of its plain weights and their average those count that are better on the part of what was held out that the step
+    was chosen by: a short training is ahead of its average. The score is that on the other part. Writes evaluation.json
+    into the workspace and a line into `evaluations.jsonl` beside it.
 
     Args:
         workspace: of a training that has a complete checkpoint and its config.json.
@@ -94,28 +103,42 @@ def evaluate_best(
     from moge_core.devices import choose_device, describe_device
     from moge_core.models import load_model
     from moge_core.training.scoring import HeldOutScorer, scoring_tokens
-    from moge_core.training.validation import untrained_instances
+    from moge_core.training.validation import rule_of, untrained_instances
 
     checkpoint = _best_of(workspace)
     config = load_train_config(workspace.config_path)
-    held_out = untrained_instances(config.data, _fraction_of(checkpoint.manifest), most)
+    split = untrained_instances(config.data, _fraction_of(checkpoint.manifest), most, rule_of(checkpoint.manifest))
     target = choose_device(device)
     tell(f"device {describe_device(target)}, precision {precision}")
-    files = {"model": checkpoint.model_path, "ema": checkpoint.ema_path, "parent": _parent_of(checkpoint.manifest)}
-    scorer: HeldOutScorer | None = None
-    found: dict[str, HeldOutScores] = {}
-    for done, (name, path) in enumerate(files.items(), start=1):
+    for line in split.told:
+        tell(line)
+    own = {"model": checkpoint.model_path, "ema": checkpoint.ema_path}
+    total = sum(path is not None for path in own.values()) + 2
+    done = 0
+
+    def score(path: Path | None, held_out: list[HeldOut]) -> HeldOutScores | None:
+        nonlocal done
+        found = None
         if path is not None and held_out:
             model = load_model(path).to(target)
-            if scorer is None:
-                tokens = scoring_tokens(model)
-                scorer = HeldOutScorer(held_out, tokens, batch_size=batch_size, precision=precision)
-            found[name] = scorer.score(model)
+            scorer = HeldOutScorer(held_out, scoring_tokens(model), batch_size=batch_size, precision=precision)
+            found = scorer.score(model)
+        done += 1
         if progress:
-            progress(done, len(files))
-    parent = found.pop("parent", None)
-    weights = min(found, key=lambda name: _rank(found[name]), default="model")
-    best = _evaluation(checkpoint, weights, found.get(weights), held_out, parent)
+            progress(min(done, total), total)
+        return found
+
+    chosen_by = {name: found for name, path in own.items() if (found := score(path, split.held_out)) is not None}
+    weights = min(chosen_by, key=lambda name: _rank(chosen_by[name]), default="model")
+    is_same = split.rule == FOLDER_RULE
+    claimed = chosen_by.get(weights) if is_same else score(own[weights], split.claimed)
+    parent = score(_parent_of(checkpoint.manifest), split.claimed)
+    best = replace(
+        _evaluation(checkpoint, weights, claimed, split.claimed, parent),
+        selection=_named(chosen_by[weights], "eval") if weights in chosen_by and not is_same else {},
+        unclaimed=split.unclaimed,
+        rule=split.rule,
+    )
     write_json(workspace.path / EVALUATION_NAME, asdict(best))
     _remember(workspace, best)
     return best

@@ -18,7 +18,8 @@ from torch import Tensor
 from moge_core.devices import describe_device
 from moge_core.errors import ConfigError, MoGeError, NonFiniteError, TrainingError
 from moge_core.loading import TrainLoader
-from moge_core.training.best import best_record, is_better, is_scored_alike, score_anew
+from moge_core.training.agreement import found_by_main
+from moge_core.training.best import best_record, claim, is_better, is_scored_alike, score_anew
 from moge_core.training.checkpoint_writer import CheckpointWriter
 from moge_core.training.checkpoints import TrainingState, parent_of
 from moge_core.training.config import TrainConfig
@@ -45,7 +46,7 @@ from moge_core.training.scoring import (
 from moge_core.training.sharding import whole
 from moge_core.training.timing import clock_for
 from moge_core.training.tracking import MetricsFile, Observer
-from moge_core.training.validation import split_datasets
+from moge_core.training.validation import HeldOut, Split, rule_of, split_datasets
 from moge_core.training.watchdog import Watchdog
 from moge_core.training.workspace import RunStatus, Workspace, write_json
 
@@ -97,9 +98,7 @@ class Trainer:
         self.stop_requested = False
 
         restored = self._load_checkpoint()
-        self.split = (
-            split_datasets(config.data, flags.eval_fraction, flags.eval_instances) if flags.eval_every else None
-        )
+        self.split = self._hold_out(rule_of(restored.manifest if restored is not None else {}))
         self.network = build_network(config, flags, self.accelerator, restored)
         self.metrics = MetricSums(config.loss, config.data, self.device)
         self.skips = SkippedSteps(self.workspace.path / "bad_batches", flags.max_skipped, self.rank)
@@ -188,6 +187,7 @@ class Trainer:
             reason = f"reached {self.flags.num_iterations} iterations"
             if self.first_step > last:
                 reason = f"nothing to do: {self.first_step} steps are done, and num_iterations is {last + 1}"
+            self._claim()
             return self._end("finished", reason, max(last, self.first_step - 1), resumable=False)
 
     def _end(self, state: Literal["finished", "interrupted"], reason: str, step: int, *, resumable: bool) -> RunStatus:
@@ -333,6 +333,19 @@ class Trainer:
         if self.is_main:
             self.workspace.write_best(self.best)
 
+    def _claim(self) -> None:
+        """Score the best step once on what it was not chosen by; best.json keeps that."""
+        if self.best is None or self.split is None or not self.split.is_claimed_apart():
+            return
+        with self.watchdog.stage("evaluate"):
+            self._finish_saving()
+            self.accelerator.wait_for_everyone()
+            scorer = self._scorer_of(self.split.claimed)
+            self.report.work = Work("evaluation", scorer.conditions.num_tokens)
+            claimed = claim(self.best, self.workspace, self.network, scorer, is_main=self.is_main)
+        if self.is_main and claimed is not None:
+            self.workspace.write_best({**self.best, "claimed": claimed})
+
     # --- checkpoints ---
 
     def save(self, step: int, *, is_best: bool = False) -> None:
@@ -370,9 +383,19 @@ class Trainer:
             "seed": self.flags.seed,
             "held_out": self.split.digest() if self.split else None,
             "held_out_fraction": self.flags.eval_fraction if self.split else None,
+            "held_out_rule": self.split.rule if self.split else None,
+            "held_out_how": self.split.told if self.split else [],
         }
 
     # --- building ---
+
+    def _hold_out(self, rule: int) -> Split | None:
+        """One process decides, so that no other can read the data otherwise."""
+        flags = self.flags
+        if not flags.eval_every:
+            return None
+        data, share, most = self.config.data, flags.eval_fraction, flags.eval_instances
+        return found_by_main(lambda: split_datasets(data, share, most, rule), is_main=self.is_main)
 
     def _load_checkpoint(self) -> TrainingState | None:
         check_losses(self.config.loss)
@@ -411,15 +434,7 @@ class Trainer:
     def _open_data(self) -> None:
         flags = self.flags
         self.held_out = self.split.held_out if self.split else []
-        self.scorer = HeldOutScorer(
-            self.held_out,
-            scoring_tokens(self.network.raw_model),
-            batch_size=flags.batch_size_forward,
-            precision=scoring_precision(self.accelerator.mixed_precision, sharded=self.network.sharded),
-            device=self.device,
-            rank=self.rank,
-            world_size=self.accelerator.num_processes,
-        )
+        self.scorer = self._scorer_of(self.held_out)
         self.loader = TrainLoader(
             self.config.data,
             flags.batch_size_forward,
@@ -436,6 +451,17 @@ class Trainer:
         )
         self.loader.load_state_dict({**self.loader.state_dict(), "step": self.first_step})
         self.loader.go_on_counting(*self.failure_window)
+
+    def _scorer_of(self, held_out: Sequence[HeldOut]) -> HeldOutScorer:
+        return HeldOutScorer(
+            held_out,
+            scoring_tokens(self.network.raw_model),
+            batch_size=self.flags.batch_size_forward,
+            precision=scoring_precision(self.accelerator.mixed_precision, sharded=self.network.sharded),
+            device=self.device,
+            rank=self.rank,
+            world_size=self.accelerator.num_processes,
+        )
 
     def _open_observers(self, others: Sequence[Observer]) -> list[Observer]:
         opened: list[Observer] = [MetricsFile(self.workspace, self.first_step), *others]
@@ -496,6 +522,8 @@ class Trainer:
         if self.is_main:
             precision = training_precision(self.accelerator.mixed_precision)
             logger.info("device %s, precision %s", describe_device(self.device), precision)
+            for line in self.split.told if self.split else ():
+                logger.info("held out of %s", line)
             write_json(self.workspace.config_path, self.config.raw)
             self.provenance.begin(
                 {

@@ -355,6 +355,28 @@ def test_batch_dimensions_are_free_and_results_do_not_depend_on_chunks(monkeypat
     torch.testing.assert_close(one, (scale[1, 2], shift[1, 2]))
 
 
+@pytest.mark.parametrize("shape", [(9,), (1, 9), (3, 1, 9), (1, 4, 1), (3, 4, 9)])
+@pytest.mark.parametrize("trunc", [None, 0.5])
+def test_weights_that_broadcast_weigh_as_those_that_were_expanded(shape: tuple[int, ...], trunc: float | None) -> None:
+    generator = torch.Generator().manual_seed(7)
+    points = [torch.randn(3, 4, 9, 3, generator=generator) for _ in range(2)]
+    weight = torch.rand(shape, generator=generator) - 0.2
+    whole = weight.expand(3, 4, 9).clone()
+    depths = [one[..., 2] for one in points]
+    torch.testing.assert_close(align(*depths, weight, trunc), align(*depths, whole, trunc), rtol=0, atol=0)
+    torch.testing.assert_close(
+        align_points_scale_xyz_shift(*points, weight, trunc),
+        align_points_scale_xyz_shift(*points, whole, trunc),
+        rtol=0,
+        atol=0,
+    )
+    given = weight.clone().requires_grad_()
+    align(*depths, given, trunc)[1].sum().backward()
+    whole.requires_grad_()
+    align(*depths, whole, trunc)[1].sum().backward()
+    torch.testing.assert_close(given.grad, whole.grad.sum_to_size(shape))
+
+
 def test_problems_without_points_and_batches_without_problems_are_solved() -> None:
     empty = torch.zeros(2, 0, 3)
     scale, shift = align_points_scale_xyz_shift(empty, empty, torch.zeros(2, 0), 1.0)

@@ -25,7 +25,7 @@ def shop(project: Project) -> Project:
     """A project whose training really trains, in this process."""
     project.train("sample", run={**EVALUATES, "batch_size_forward": 2, "init": "random", "num_processes": 1})
     project.finetune("sample")
-    render_sample_scenes(project.root / "data" / "sample", 4, 1, size=(96, 72))
+    render_sample_scenes(project.root / "data" / "sample", 40, 1, size=(96, 72))
     return project
 
 
@@ -53,7 +53,8 @@ def test_a_training_is_scored_on_what_it_never_saw_and_its_scores_have_a_history
     assert metadata["rel"] > 0 and 0 <= metadata["delta1"] <= 1
     assert Path(metadata["checkpoint"]).is_file() and metadata["workspace"].endswith("train_sample/1")
     (dataset,) = metadata["datasets"].records
-    assert dataset.data["dataset"] == "sample" and dataset.data["instances"] >= 1
+    assert dataset.data["dataset"] == "sample" and dataset.data["instances"] >= 8
+    assert metadata["selection_rel"] > 0 and "unclaimed" not in metadata
     passed = {each.check_name: each.passed for each in first.get_asset_check_evaluations()}
     assert passed == {"scored_on_unseen_data": True, "no_worse_than_before": True}
 
@@ -118,6 +119,15 @@ def test_a_training_that_held_nothing_out_is_not_scored_and_learns_how_to_be(sho
     assert "rel" not in metadata_of(result)
     (check,) = [each for each in result.get_asset_check_evaluations() if each.check_name == "scored_on_unseen_data"]
     assert not check.passed and "--val-fraction" in str(check.description)
+
+
+def test_too_few_instances_to_claim_a_score_on_are_told_with_their_number(shop: Project) -> None:
+    shop.train("sample", run={**EVALUATES, "eval_fraction": 0.15, "batch_size_forward": 2, "init": "random"})
+    make(shop, "index/sample", "train_sample")
+    result = make(shop, "evaluation_train_sample")
+    assert "rel" not in metadata_of(result) and metadata_of(result)["selection_rel"] > 0
+    (check,) = [each for each in result.get_asset_check_evaluations() if each.check_name == "scored_on_unseen_data"]
+    assert not check.passed and "sample: no score is claimed" in str(check.description)
 
 
 def test_without_a_finished_run_the_failure_says_what_to_do(shop: Project) -> None:

@@ -24,10 +24,15 @@ Depth = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Fault:
-    """How a fault is planted, and which rule must find it."""
+    """How a fault is planted, which rule must find it, and in which good instances it can show.
+
+    `shows` is asked before the fault is planted; `when` says it in words.
+    """
 
     plant: Callable[[Path], None]
     rule: str
+    shows: Callable[[Path], bool] = lambda _: True
+    when: str = "always"
 
 
 def of_depth(change: Callable[[Depth, Path], Depth]) -> Callable[[Path], None]:
@@ -171,6 +176,121 @@ def in_pixels(K: npt.NDArray[np.float64], folder: Path) -> Any:
     return np.diag([width, height, 1.0]) @ K
 
 
+def turned_bits(depth: Depth) -> Depth:
+    """SUN RGB-D's integers read as millimetres: all bits of 16 moved up by three, the uppermost come in below."""
+    stored = np.where(np.isfinite(depth) & (depth < 65.5), np.rint(np.nan_to_num(depth, posinf=0) * 1000), 0)
+    stored = stored.astype(np.uint32)
+    turned = ((stored << 3) | (stored >> 13)) & 0xFFFF
+    return np.where(turned > 0, turned / 1000, np.nan).astype(np.float32)
+
+
+def float16_bits(depth: Depth) -> Depth:
+    """The bits of float16 in a 16-bit PNG, read as millimetres."""
+    bits = np.where(np.isfinite(depth), depth, 0).astype(np.float16).view(np.uint16)
+    return np.where(bits > 0, bits / 1000, np.nan).astype(np.float32)
+
+
+def unregistered(depth: Depth, folder: Path, *, focal: float = 582.6 / 518.9, aside: float = 0.025) -> Depth:
+    """Depth as a depth camera beside the colour camera sees it; by default with the numbers of NYU's Kinect.
+
+    Its focal length is `focal` times as long, it is `aside` metres to the right, and its centre lies elsewhere.
+    """
+    K = read_meta(folder / "meta.json")["intrinsics"].astype(np.float64)
+    height, width = depth.shape
+    # Finer than the map, so that no holes open between the points.
+    fine = np.repeat(np.repeat(depth, 2, 0), 2, 1)
+    u = ((np.arange(2 * width) + 0.5) / (2 * width) - K[0, 2]) / K[0, 0]
+    v = ((np.arange(2 * height) + 0.5) / (2 * height) - K[1, 2]) / K[1, 1]
+    known = np.isfinite(fine)
+    z = fine[known]
+    x, y = (u[None, :] * fine)[known] - aside, (v[:, None] * fine)[known]
+    longer = max(height, width)
+    centre = K[0, 2] - 12.5 / 640 * longer / width, K[1, 2] - 15 / 640 * longer / height
+    column = np.floor((x / z * K[0, 0] * focal + centre[0]) * width).astype(int)
+    row = np.floor((y / z * K[1, 1] * focal + centre[1]) * height).astype(int)
+    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    seen = np.full(depth.shape, np.inf)
+    np.minimum.at(seen, (row[inside], column[inside]), z[inside])
+    return np.where(np.isinf(seen), np.nan, seen).astype(np.float32)
+
+
+def no_return(where: str) -> Callable[[Depth, Path], Depth]:
+    """+Inf where a sensor had no return: in single pixels, in blobs, in a hole, or down the left side."""
+
+    def change(depth: Depth, _: Path) -> Depth:
+        rng = np.random.default_rng(0)
+        height, width = depth.shape
+        lost = np.zeros(depth.shape, bool)
+        if where == "pixels":
+            lost = rng.random(depth.shape) < 0.04
+        elif where == "blobs":
+            noise = cv2.GaussianBlur(rng.standard_normal(depth.shape).astype(np.float32), (0, 0), width / 100)
+            lost = noise > np.quantile(noise, 0.96)
+        elif where == "hole":
+            lost[int(0.6 * height) : int(0.85 * height), int(0.25 * width) : int(0.6 * width)] = True
+        else:
+            lost[:, : width // 12] = True
+        return np.where(lost, np.float32(np.inf), depth)
+
+    return change
+
+
+def share_nearer(depth: Depth, metres: float) -> float:
+    return float(np.mean(finite(depth) < metres)) if finite(depth).size else 0.0
+
+
+def known_share(folder: Path) -> float:
+    return float(np.isfinite(read_depth(folder / "depth.png")).mean())
+
+
+def votes_of(folder: Path) -> Any:
+    """What pixel triples of an instance say about how its depth is stored; no votes below 1 % of known pixels."""
+    from moge_core.datasets.validation.geometry import Votes, count_votes, grid_of, normalised_grid
+    from moge_core.io.depth import read_depth_codes
+
+    if known_share(folder) < 0.01:
+        return Votes(0, 0, 0, 0, 0, 0)
+    with np.errstate(all="ignore"):
+        grid, _ = normalised_grid(grid_of(read_depth_codes(folder / "depth.png")))
+        return count_votes(grid, read_meta(folder / "meta.json")["intrinsics"].astype(np.float64))
+
+
+def shows_planes(folder: Path) -> bool:
+    return bool(votes_of(folder).z >= 120)
+
+
+def shows_lens(folder: Path) -> bool:
+    return bool(votes_of(folder).along_axis >= 160)
+
+
+PLANES = "120 pixel triples on slanted planes, 1 % of the pixels known"
+
+
+def edges_agree(folder: Path) -> bool:
+    """A quarter of the pixels known, depth has edges, and they correlate with the image's by 0.2 where they belong."""
+    from moge_core.datasets.validation.geometry import grid_of
+    from moge_core.datasets.validation.registration import register
+    from moge_core.io.depth import read_depth_codes
+
+    grey = cv2.cvtColor(read_image(folder / "image.jpg"), cv2.COLOR_RGB2GRAY)
+    with np.errstate(all="ignore"):
+        found = register(grey, grid_of(read_depth_codes(folder / "depth.png")))
+    return found is not None and found.here >= 0.2 and found.edges >= 0.01 and known_share(folder) >= 0.25
+
+
+EDGES = "edges of depth lie on the image's (correlation 0.2), a quarter of the pixels known"
+
+
+def shows_room_height(folder: Path) -> bool:
+    from moge_core.datasets.validation.geometry import find_level_planes, grid_of, normalised_grid
+    from moge_core.io.depth import read_depth_codes
+
+    with np.errstate(all="ignore"):
+        grid, median = normalised_grid(grid_of(read_depth_codes(folder / "depth.png")))
+        planes = find_level_planes(grid, read_meta(folder / "meta.json")["intrinsics"].astype(np.float64))
+    return planes.room_height is not None and planes.room_height * median < 5
+
+
 FAULTS: Mapping[str, Fault] = {
     "image missing": Fault(without("image.jpg"), "files-present"),
     "depth missing": Fault(without("depth.png"), "files-present"),
@@ -189,7 +309,12 @@ FAULTS: Mapping[str, Fault] = {
     "negative fy": Fault(of_camera(lambda K, _: np.diag([1, -1, 1]) @ K), "focal-positive"),
     "transposed": Fault(of_camera(lambda K, _: K.T), "intrinsics-row-major"),
     "half the resolution": Fault(of_camera(lambda K, _: np.diag([0.5, 0.5, 1]) @ K), "intrinsics-of-this-size"),
-    "twice the resolution": Fault(of_camera(lambda K, _: np.diag([2, 2, 1]) @ K), "principal-point-inside"),
+    "twice the resolution": Fault(
+        of_camera(lambda K, _: np.diag([2, 2, 1]) @ K),
+        "principal-point-inside",
+        lambda folder: bool((read_meta(folder / "meta.json")["intrinsics"][:2, 2] >= 0.5).any()),
+        "the principal point is in the middle or beyond",
+    ),
     "sides swapped": Fault(
         of_camera(lambda K, _: K * np.array([[0.75, 1, 1], [1, 1 / 0.75, 1], [1, 1, 1]])), "pixels-square"
     ),
@@ -228,19 +353,67 @@ FAULTS: Mapping[str, Fault] = {
             lambda depth, _: np.where(np.isinf(depth), np.nan, near_and_far(depth)[0] * near_and_far(depth)[1] / depth)
         ),
         "depth-not-disparity",
+        shows_planes,
+        PLANES,
     ),
     "inverted": Fault(
         of_depth(lambda depth, _: np.where(np.isinf(depth), np.nan, sum(near_and_far(depth)) - depth)),
         "depth-not-inverted",
+        shows_planes,
+        PLANES,
     ),
-    "ray lengths": Fault(of_depth(lambda depth, folder: depth * rays(depth, folder)), "depth-along-axis"),
+    "ray lengths": Fault(
+        of_depth(lambda depth, folder: depth * rays(depth, folder)),
+        "depth-along-axis",
+        shows_lens,
+        "160 pixel triples on planes where the lens tells, 1 % of the pixels known",
+    ),
     "millimetres": Fault(of_depth(lambda depth, _: depth * 1000), "unit-plausible"),
-    "depth shifted": Fault(of_depth(lambda depth, _: shifted(depth, 0.06)), "registered"),
+    "depth shifted": Fault(of_depth(lambda depth, _: shifted(depth, 0.06)), "registered", edges_agree, EDGES),
     "image cut and closed": Fault(cut_and_closed, "image-varies"),
     "8-bit normals": Fault(normals(lambda depth: np.zeros((*depth.shape, 3), np.uint8)), "maps-decodable"),
     "normals of another size": Fault(normals(lambda _: np.zeros((5, 7, 3), np.uint16)), "sizes-agree"),
     "normals are text": Fault(lambda folder: (folder / "normal.png").write_text("404"), "maps-decodable"),
     "blank image": Fault(blank, "image-varies"),
+    "turned bits": Fault(
+        of_depth(lambda depth, _: turned_bits(depth)),
+        "depth-bits-in-order",
+        lambda folder: share_nearer(read_depth(folder / "depth.png"), 8.19) >= 0.93,
+        "93 % of the known pixels nearer than 8.19 m (SUN RGB-D has 97 %)",
+    ),
+    "bits of float16": Fault(
+        of_depth(lambda depth, _: float16_bits(depth)),
+        "depth-not-float16-bits",
+        shows_planes,
+        PLANES,
+    ),
+    "raw depth camera": Fault(
+        of_depth(unregistered),
+        "registered",
+        edges_agree,
+        EDGES,
+    ),
+    "raw depth, Azure": Fault(
+        of_depth(lambda depth, folder: unregistered(depth, folder, focal=505 / 610, aside=0.032)),
+        "registered",
+        edges_agree,
+        EDGES,
+    ),
+    "no return in pixels": Fault(of_depth(no_return("pixels")), "infinity-is-sky"),
+    "no return in blobs": Fault(of_depth(no_return("blobs")), "infinity-is-sky"),
+    "no return in a hole": Fault(
+        of_depth(no_return("hole")),
+        "infinity-is-sky",
+        lambda folder: known_share(folder) >= 0.3,
+        "a third of the pixels known: the picture is not all sky",
+    ),
+    "no return down a side": Fault(of_depth(no_return("side")), "infinity-is-sky"),
+    "a fifth": Fault(
+        of_depth(lambda depth, _: depth / 5),
+        "unit-plausible",
+        shows_room_height,
+        "floor and ceiling are seen, less than 5 m apart",
+    ),
     "sparse but synthetic": Fault(sparse_synthetic, "density-fits-label"),
 }
 

@@ -53,6 +53,14 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def many_scenes(scenes: Path) -> dict[str, Any]:
+    """A `data` section with a dataset `many` beside `scenes`: enough to choose by one part and be scored on another."""
+    render_sample_scenes(scenes / "many", 40, 8, size=(96, 72))
+    index_dataset(scenes / "many")
+    return {"datasets": [{"name": "many", "path": "many", "label_type": "synthetic", "depth_unit": 1.0}]}
+
+
 @pytest.fixture
 def tiny_config(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Writes the tiny configuration, with overrides laid over it, and points the data root at the scenes."""

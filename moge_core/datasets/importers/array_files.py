@@ -30,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moge_core.datasets.importers.array_sources import SUFFIXES, ArrayInfo, Arrays, Slabs, open_arrays
+from moge_core.datasets.importers.calls import repeatable
 from moge_core.datasets.importers.camera_files import parse_intrinsics
 from moge_core.datasets.importers.distortion import Distortion, distortion_of
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics, intrinsics_from_matrix
@@ -61,6 +62,7 @@ _NAMES = {
 }
 
 
+@repeatable(IMPORTER)
 def import_arrays(
     source: str | Path,
     out_dir: str | Path,

@@ -24,14 +24,8 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from moge_core.datasets.importers.arrays import (
-    check_array,
-    check_bytes,
-    npz_headers,
-    open_npz,
-    read_npy_header,
-    require,
-)
+from moge_core.datasets.importers.array_checks import check_array, check_bytes, require
+from moge_core.datasets.importers.arrays import npz_headers, open_npz, read_npy_header
 from moge_core.errors import FormatError, MoGeError
 
 SUFFIXES = frozenset({".npz", ".h5", ".hdf5", ".zarr"})

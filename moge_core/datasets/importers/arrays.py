@@ -8,84 +8,55 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from moge_core.errors import FormatError, ImageTooLargeError, MissingDependencyError, MoGeError
-from moge_core.io import limits
+from moge_core.datasets.importers.array_checks import check_array, check_bytes, one_of, require
+from moge_core.datasets.importers.exr_files import read_exr
+from moge_core.datasets.importers.float_maps import read_dpt, read_pfm
+from moge_core.errors import FormatError, InputError, MoGeError
 
-# Keyword, width, height, scale, each followed by one blank; a negative scale says that the least byte comes first.
-# Files that went through Windows have two bytes for the last blank.
-_PFM_HEADER = re.compile(rb"(P[Ff])\s+(\d+)\s+(\d+)\s+(-?[0-9.eE+-]+)(?:\r\n|\s)")
 # What NumPy can hold.
 _MAX_SIZE, _MAX_DIMENSIONS = (1 << 63) - 1, 32
+# An HDF5 file can link to itself, and has then no end of names.
+_MOST_NAMES = 1000
 
 
-def read_array(path: Path) -> npt.NDArray[Any]:
+def read_array(path: Path, name: str | None = None, notes: set[str] | None = None) -> npt.NDArray[Any]:
     """The array of a file, by its suffix: (H, W), or what an NPY, NPZ or HDF5 file with one array holds.
+
+    Args:
+        path: the file.
+        name: which array, channel, page or band of a file with several.
+        notes: for depth: one of several that is called so is taken, and told here.
 
     Raises:
         FormatError: another suffix, damaged, or several arrays where one is expected.
+        InputError: a name for a file that holds one array.
         ImageTooLargeError: more pixels than `limits.MAX_IMAGE_PIXELS`, or bytes than `limits.MAX_FILE_BYTES`.
         MissingDependencyError: a package for this format is not installed.
     """
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
-        raise FormatError(path, f"must be one of {', '.join(sorted(_READERS))}", found=path.suffix or "no suffix")
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise FormatError(path, f"must be one of {', '.join(sorted(SUFFIXES))}", found=path.suffix or "no suffix")
     try:
-        return reader(path)
+        if suffix in _OF_SEVERAL:
+            return _OF_SEVERAL[suffix](path, name, notes)
+        if name is not None:
+            rule = "is for files that hold several arrays or channels"
+            raise InputError("depth_array", rule, found=f"{name!r} for {path.name}", fix="Leave it out.")
+        return _OF_ONE[suffix](path)
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        if isinstance(error, MoGeError):
+            raise
         raise FormatError(path, "must be decodable", found=error) from error
-
-
-def read_pfm(path: Path) -> npt.NDArray[np.float32]:
-    """Values (H, W) of a grey portable float map, first row on top. Their scale of brightness says nothing of depth.
-
-    Raises:
-        FormatError: no grey PFM, or truncated.
-    """
-    with path.open("rb") as file:
-        match, width, height = _pfm_header(file, path)
-        needed, there = 4 * width * height, os.fstat(file.fileno()).st_size - match.end()
-        # A lone \r may be the blank, and \n the first byte of the pixels.
-        start = match.end() - 1 if there == needed - 1 and match[0].endswith(b"\r\n") else match.end()
-        if there != needed and start == match.end():
-            rule = "must not be truncated" if there < needed else "must end with its pixels"
-            raise FormatError(path, rule, found=f"{there:,} bytes of pixels for {width}x{height}")
-        file.seek(start)
-        data = file.read(needed)
-    if len(data) < needed:
-        raise FormatError(path, "must not be truncated", found=f"{len(data):,} bytes of pixels for {width}x{height}")
-    values = np.frombuffer(data, "<f4" if match[4].startswith(b"-") else ">f4").reshape(height, width)
-    return values[::-1].astype(np.float32, order="C")
-
-
-def pfm_size(path: Path) -> tuple[int, int]:
-    """(width, height) of a grey portable float map, from its header.
-
-    Raises:
-        FormatError: no grey PFM.
-    """
-    with path.open("rb") as file:
-        return _pfm_header(file, path)[1:]
-
-
-def _pfm_header(file: IO[bytes], path: Path) -> tuple[re.Match[bytes], int, int]:
-    match = _PFM_HEADER.match(file.read(128))
-    if match is None or match[1] != b"Pf":
-        raise FormatError(path, "must be a grey portable float map, Pf", found="another header")
-    width, height = int(match[2]), int(match[3])
-    check_array((height, width), np.dtype(np.float32), str(path))
-    return match, width, height
 
 
 def read_npy(path: Path) -> npt.NDArray[Any]:
@@ -132,12 +103,13 @@ def npz_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     return {name: header.shape for name, header in npz_headers(path).items()}
 
 
-def read_npz(path: Path, key: str | None = None) -> npt.NDArray[Any]:
+def read_npz(path: Path, key: str | None = None, notes: set[str] | None = None) -> npt.NDArray[Any]:
     """One array of an NPZ file.
 
     Args:
         path: the file.
         key: name of the array; not needed where there is one.
+        notes: see `read_array`.
 
     Raises:
         FormatError: no such array, several without a key, damaged, or objects.
@@ -145,7 +117,7 @@ def read_npz(path: Path, key: str | None = None) -> npt.NDArray[Any]:
     """
     with open_npz(path) as archive:
         names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
-        with archive.open(f"{_one_of(names, key, path)}.npy") as file:
+        with archive.open(f"{one_of(names, key, path, notes)}.npy") as file:
             return _read_npy(file, str(path))
 
 
@@ -165,8 +137,16 @@ def open_npz(path: Path) -> Iterator[zipfile.ZipFile]:
         raise FormatError(path, "must be a readable NPZ file", found=error) from error
 
 
-def read_hdf5(path: Path, key: str | None = None, index: int | None = None) -> npt.NDArray[Any]:
+def read_hdf5(
+    path: Path, key: str | None = None, index: int | None = None, notes: set[str] | None = None
+) -> npt.NDArray[Any]:
     """One dataset of an HDF5 file (MATLAB's version 7.3 is one), or one entry along its first axis.
+
+    Args:
+        path: the file.
+        key: name of the dataset, or its path where it lies in groups; not needed where there is one.
+        index: which entry along the first axis.
+        notes: see `read_array`.
 
     Raises:
         FormatError: no such dataset, several without a key, no numbers, or damaged.
@@ -176,8 +156,9 @@ def read_hdf5(path: Path, key: str | None = None, index: int | None = None) -> n
     h5py = require("h5py")
     try:
         with h5py.File(path, "r") as file:
-            names = [name for name, item in file.items() if isinstance(item, h5py.Dataset)]
-            dataset = file[_one_of(names, key, path)]
+            dataset = file.get(key) if key is not None else None
+            if not isinstance(dataset, h5py.Dataset):
+                dataset = file[one_of(_names_of_datasets(file), key, path, notes)]
             shape = dataset.shape if index is None else dataset.shape[1:]
             if dataset.dtype.hasobject:
                 raise FormatError(f"{path}: {dataset.name}", "must hold numbers", found=dataset.dtype)
@@ -190,52 +171,21 @@ def read_hdf5(path: Path, key: str | None = None, index: int | None = None) -> n
         raise FormatError(path, "must be a readable HDF5 file", found=error) from error
 
 
-def read_exr(path: Path) -> npt.NDArray[Any]:
-    """The first channel (H, W) of an OpenEXR file, or its channels (H, W, 3) where it has R, G and B.
+def _names_of_datasets(file: Any) -> list[str]:
+    """The dataset of an HDF5 file outside of its groups if it is one, or else the paths of all datasets."""
+    h5py = require("h5py")
+    outside = [name for name, item in file.items() if isinstance(item, h5py.Dataset)]
+    if len(outside) == 1:
+        return outside
+    names: list[str] = []
 
-    Raises:
-        FormatError: damaged.
-        MissingDependencyError: OpenEXR is not installed.
-    """
-    OpenEXR = require("OpenEXR", "OpenEXR")
-    try:
-        with OpenEXR.File(str(path), header_only=True) as header:
-            window = header.header()["dataWindow"]
-            width, height = (int(high) - int(low) + 1 for low, high in zip(*window, strict=True))
-            num_channels = len(header.header()["channels"])
-        limits.check_pixel_count(str(path), width, height)
-        check_bytes((num_channels, height, width), np.dtype(np.float32), str(path))
-        with OpenEXR.File(str(path), separate_channels=True) as file:
-            channels = {name: np.array(channel.pixels) for name, channel in file.channels().items()}
-    except (RuntimeError, OSError, KeyError) as error:
-        raise FormatError(path, "must be a readable OpenEXR file", found=error) from error
-    if {"R", "G", "B"} <= channels.keys():
-        rgb = [channels[name] for name in "RGB"]
-        # A depth map is often written as three equal channels.
-        return rgb[0] if all(np.array_equal(rgb[0], other, equal_nan=True) for other in rgb[1:]) else np.stack(rgb, -1)
-    if not channels:
-        raise FormatError(path, "must have a channel", found="none")
-    named = [name for name in ("Z", "Y", "depth") if name in channels]
-    return channels[named[0] if named else min(channels)]
+    def add(name: str, item: Any) -> bool | None:
+        if isinstance(item, h5py.Dataset):
+            names.append(name)
+        return True if len(names) >= _MOST_NAMES else None
 
-
-def require(module: str, package: str | None = None) -> ModuleType:
-    """A module of an optional package.
-
-    Raises:
-        MissingDependencyError: it is not installed.
-    """
-    import importlib
-
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise MissingDependencyError(
-            package or module,
-            "is needed to read these files",
-            found=error,
-            fix="Install it with `pip install 'moge-pipeline[importers]'`.",
-        ) from error
+    file.visititems(add)
+    return names
 
 
 def _read_grey(path: Path) -> npt.NDArray[Any]:
@@ -244,20 +194,14 @@ def _read_grey(path: Path) -> npt.NDArray[Any]:
     return read_grey_values(path)
 
 
-def _read_tiff(path: Path) -> npt.NDArray[Any]:
-    from PIL import Image, UnidentifiedImageError
+def _read_tiff(path: Path, name: str | None, _notes: set[str] | None) -> npt.NDArray[Any]:
+    from moge_core.datasets.importers.tiff_files import read_tiff
 
-    from moge_core.io.opencv import cv2
+    return read_tiff(path, name)
 
-    try:
-        with Image.open(path) as header:
-            limits.check_pixel_count(str(path), *header.size)
-    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise FormatError(path, "must be a TIFF file", found=error) from error
-    values = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if values is None or values.ndim != 2:
-        raise FormatError(path, "must be a decodable grey TIFF", found="other pixels")
-    return np.asarray(values)
+
+def _read_hdf5(path: Path, name: str | None, notes: set[str] | None) -> npt.NDArray[Any]:
+    return read_hdf5(path, name, notes=notes)
 
 
 def read_npy_header(file: IO[bytes], name: str) -> NpyHeader:
@@ -302,59 +246,20 @@ def _read_npy(file: IO[bytes], name: str, file_bytes: int | None = None) -> npt.
     return values if dtype.isnative else values.astype(dtype.newbyteorder("="))
 
 
-def check_array(shape: tuple[int, ...], dtype: np.dtype[Any], name: str) -> None:
-    """Refuse a map, an image or another array that a header announces, before anything is allocated for it.
-
-    Args:
-        shape: of what is read at once: (H, W), (H, W, C), (C, H, W); of a stack, one entry's.
-        dtype: of its numbers.
-        name: what errors name.
-
-    Raises:
-        ImageTooLargeError: more pixels than `limits.MAX_IMAGE_PIXELS`, or more bytes than `check_bytes` allows.
-    """
-    check_bytes(shape, dtype, name)
-    height, width = sorted(shape)[-2:] if len(shape) > 1 else (1, 1)
-    # Sweeps without returns are arrays too.
-    limits.check_pixel_count(name, max(width, 1), max(height, 1))
-
-
-def check_bytes(shape: tuple[int, ...], dtype: np.dtype[Any], name: str) -> None:
-    """Refuse what would take more memory than the largest image that may be read, before anything is allocated for it.
-
-    Raises:
-        ImageTooLargeError: more bytes than `limits.MAX_IMAGE_PIXELS` pixels of RGB, or than `limits.MAX_FILE_BYTES`.
-    """
-    most = min(3 * limits.MAX_IMAGE_PIXELS, limits.MAX_FILE_BYTES)
-    if math.prod(shape) * dtype.itemsize > most:
-        raise ImageTooLargeError(
-            name,
-            f"an array may have at most {most:,} bytes",
-            found=f"the shape {shape} of {dtype}",
-            fix="If the size is true, raise moge_core.io.limits.MAX_IMAGE_PIXELS.",
-        )
-
-
-def _one_of(names: list[str], key: str | None, path: Path) -> str:
-    listed = ", ".join(sorted(names)[:10]) or "none"
-    if key is None and len(names) == 1:
-        return names[0]
-    if key is None:
-        raise FormatError(path, "must hold one array, or be told which to take", found=f"the arrays {listed}")
-    if key not in names:
-        raise FormatError(path, f"must hold the array {key}", found=f"the arrays {listed}")
-    return key
-
-
-_READERS: Mapping[str, Callable[[Path], npt.NDArray[Any]]] = {
+_OF_ONE: Mapping[str, Callable[[Path], npt.NDArray[Any]]] = {
     ".png": _read_grey,
     ".pgm": _read_grey,
+    ".pfm": read_pfm,
+    ".dpt": read_dpt,
+    ".npy": read_npy,
+}
+_OF_SEVERAL: Mapping[str, Callable[[Path, str | None, set[str] | None], npt.NDArray[Any]]] = {
     ".tif": _read_tiff,
     ".tiff": _read_tiff,
-    ".pfm": read_pfm,
-    ".npy": read_npy,
     ".npz": read_npz,
     ".exr": read_exr,
-    ".h5": read_hdf5,
-    ".hdf5": read_hdf5,
+    ".h5": _read_hdf5,
+    ".hdf5": _read_hdf5,
 }
+SUFFIXES = frozenset({*_OF_ONE, *_OF_SEVERAL})
+"""Suffixes of the files that `read_array` reads."""

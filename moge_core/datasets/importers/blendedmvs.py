@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Unpack
 
-from moge_core.datasets.importers.arrays import read_pfm
+from moge_core.datasets.importers.calls import repeatable
+from moge_core.datasets.importers.float_maps import read_pfm
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics, intrinsics_from_matrix
 from moge_core.datasets.importers.records import ImportOptions, ImportSettings, Record, Stored, StoredDepth, finding_of
 from moge_core.datasets.importers.source_files import each_once, walk
@@ -30,6 +31,7 @@ IMPORTER = "blendedmvs"
 _MAX_CAMERA_BYTES = 1 << 16
 
 
+@repeatable(IMPORTER)
 def import_blendedmvs(
     source: str | Path,
     out_dir: str | Path,

@@ -29,6 +29,7 @@ from typing import IO, Literal, TypeAlias, Unpack
 import numpy as np
 import numpy.typing as npt
 
+from moge_core.datasets.importers.calls import repeatable
 from moge_core.datasets.importers.colmap_model import (
     ModelCamera,
     ModelImage,
@@ -61,6 +62,7 @@ DepthType: TypeAlias = Literal["auto", "geometric", "photometric"]
 _HEADER = re.compile(rb"(\d{1,9})&(\d{1,9})&(\d{1,9})&")
 
 
+@repeatable(IMPORTER)
 def import_colmap(
     source: str | Path,
     out_dir: str | Path,
@@ -189,7 +191,17 @@ def _records(source: Path, out: Path, reading: _Reading) -> Iterator[Record | Fi
                 except (MoGeError, OSError) as error:
                     yield finding_of(name, error)
                     continue
-                yield Record(name, picture, depth, camera, depth_unit=None, extra_files=files, notes=notes)
+                yield Record(
+                    name,
+                    picture,
+                    depth,
+                    camera,
+                    depth_unit=None,
+                    # COLMAP passes EXIF orientations by, and copies them to the undistorted pictures.
+                    orientation="stored",
+                    extra_files=files,
+                    notes=notes,
+                )
     yield from _unregistered(source / "images", named, out)
 
 
@@ -207,7 +219,10 @@ def _models(source: Path) -> list[Path]:
 
 def _problem(source: Path, image: ModelImage, cameras: dict[int, ModelCamera]) -> Finding | None:
     path = PurePosixPath(image.name)
-    if path.is_absolute() or ".." in path.parts or not path.name or "\\" in image.name:
+    if "\\" in image.name:
+        fix = "Export the model on the machine that the images are on, or replace them by / in images.txt."
+        return Finding(repr(image.name), "listable-path", "error", "its folders are separated by backslashes", fix)
+    if path.is_absolute() or ".." in path.parts or not path.name:
         return Finding(repr(image.name), "listable-path", "error", "its name leaves the images", "Rename the image.")
     if not (source / "images" / path).is_file():
         return Finding(image.name, "paired", "error", f"there is no images/{image.name}", "Add it, or ignore it.")

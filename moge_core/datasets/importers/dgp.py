@@ -20,6 +20,7 @@ from typing import Any, Unpack
 import numpy.typing as npt
 
 from moge_core.datasets.importers.arrays import npz_shapes, read_npy, read_npz
+from moge_core.datasets.importers.calls import repeatable
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics, intrinsics_from_matrix
 from moge_core.datasets.importers.lidar import (
     Transform,
@@ -44,6 +45,7 @@ IMPORTER = "dgp"
 _PINHOLE_KEYS = frozenset({"fx", "fy", "cx", "cy", "skew", "fov"})
 
 
+@repeatable(IMPORTER)
 def import_dgp(
     source_dir: str | Path,
     out_dir: str | Path,

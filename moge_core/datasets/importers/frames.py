@@ -8,11 +8,31 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from moge_core.datasets.importers.crops import crop_to_depth
+from moge_core.datasets.importers.further_maps import compare_maps, turn_maps
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics
+from moge_core.datasets.importers.map_files import read_mask_map, read_normal_map, read_segmentation_map
+from moge_core.datasets.importers.orientation import turn_to_depth
 from moge_core.datasets.importers.records import ImportSettings, Record, Stored, StoredDepth, StoredPoints
-from moge_core.datasets.importers.sizes import instance_size, is_same_shape, picked, resized
+from moge_core.datasets.importers.sizes import (
+    any_of_block,
+    instance_size,
+    is_same_shape,
+    is_sparse,
+    nearest_returns,
+    picked,
+    resized,
+)
+from moge_core.datasets.importers.stored_depth import read_stored
+from moge_core.datasets.importers.suspicions import look_at_values
 from moge_core.datasets.importers.told import Told
-from moge_core.errors import InstanceError
+from moge_core.datasets.importers.usual_mistakes import (
+    for_turned_image,
+    off_centre,
+    suspicions_of_picture,
+    with_usual_cause,
+)
+from moge_core.errors import InstanceError, MoGeError
 from moge_core.io.files import NamedBytes, read_bytes
 
 # A depth map holds ratios up to this, see `write_depth`.
@@ -26,22 +46,25 @@ class Parts:
     """What the files of a record hold, each part in its own size, on the way to a frame.
 
     Attributes:
-        image: (H, W, 3) RGB.
+        image: (H, W, 3) RGB, as stored.
+        orientation: how EXIF says to turn the image (1..8); 1 as it is.
         jpeg: the bytes of the picture's file where they can be copied: they show `image` as it is.
-        stored: (h, w), depth as stored; None where the record has points.
-        meaning: what stored values mean; None where the record has points.
+        stored: (h, w), depth as stored, decoded where its encoding is not linear; None where the record has points.
+        meaning: what these values mean, also by what their file says; None where the record has points.
         camera: of the image.
-        normal, mask, segmentation: see `Record`; each may have a size of its own.
+        normal, mask, segmentation: see `Record`; each may have a size of its own. Normals are in the file's axes until
+            `turn_maps`.
         told: what is to be told.
     """
 
     image: npt.NDArray[np.uint8]
+    orientation: int
     jpeg: bytes | None
     stored: npt.NDArray[Any] | None
     meaning: StoredDepth | None
     camera: PixelIntrinsics
     normal: npt.NDArray[Any] | None
-    mask: npt.NDArray[Any] | None
+    mask: npt.NDArray[np.bool_] | None
     segmentation: npt.NDArray[Any] | None
     told: Told
 
@@ -69,8 +92,14 @@ def read_frame(record: Record, settings: ImportSettings) -> Frame:
     from moge_core.datasets.importers.undistortion import undistort
 
     parts = read_parts(record)
+    turn_maps(parts, record, settings)
+    turn_to_depth(parts, record, settings)
+    crop_to_depth(parts, record, settings)
     undistort(parts, record, settings)
     frame = _of_one_size(parts, record, settings)
+    if parts.stored is not None and parts.meaning is not None:
+        look_at_values(parts.stored, parts.meaning, frame.depth, record, frame.told)
+    compare_maps(frame, record, settings)
     if frame.mask is not None:
         frame.depth = np.where(frame.mask, frame.depth, np.float32(np.nan))
     if settings.max_depth is not None:
@@ -95,21 +124,31 @@ def read_parts(record: Record) -> Parts:
     Raises:
         MoGeError: a file that cannot be read, or holds something else.
     """
-    image, jpeg = _read_image(record.image)
+    try:
+        return _read_parts(record)
+    except MoGeError as error:
+        raise with_usual_cause(error, record) from error
+
+
+def _read_parts(record: Record) -> Parts:
+    image, orientation, jpeg = _read_image(record.image)
     meaning = record.depth if isinstance(record.depth, StoredDepth) else None
-    stored = None if meaning is None else _read_stored(meaning)
     told = Told(notes={*record.notes, *record.camera.notes}, sizes={"images": (image.shape[1], image.shape[0])})
-    if stored is not None:
+    told.suspicions |= suspicions_of_picture(record.image, image)
+    stored = None
+    if meaning is not None:
+        stored, meaning = read_stored(record, told)
         told.sizes["depth maps"] = (stored.shape[1], stored.shape[0])
     return Parts(
         image,
+        orientation,
         jpeg,
         stored,
         meaning,
         record.camera,
-        None if record.normal is None else _read_map(record.normal, (3,), "normal map"),
-        None if record.mask is None else _read_map(record.mask, (), "mask"),
-        None if record.segmentation is None else _read_map(record.segmentation, (), "segmentation"),
+        None if record.normal is None else read_normal_map(record.normal, told.notes),
+        None if record.mask is None else read_mask_map(record.mask, told.notes),
+        None if record.segmentation is None else read_segmentation_map(record.segmentation),
         told,
     )
 
@@ -119,10 +158,11 @@ def _of_one_size(parts: Parts, record: Record, settings: ImportSettings) -> Fram
     from moge_core.datasets.importers.projection import metric_z
 
     image, jpeg, stored, notes = parts.image, parts.jpeg, parts.stored, parts.told.notes
+    is_thinned = False
     image_size = (image.shape[1], image.shape[0])
     depth_size = image_size if stored is None else (stored.shape[1], stored.shape[0])
-    size = instance_size(record, image_size, depth_size, settings.resolution)
-    intrinsics, remarks = normalised_intrinsics(parts.camera, *image_size)
+    size = instance_size(image_size, depth_size, settings.resolution)
+    intrinsics, remarks = normalised_intrinsics(parts.camera, *image_size, record.size_is_said_by)
     notes.update(remarks)
     if stored is None or parts.meaning is None:
         assert isinstance(record.depth, StoredPoints)
@@ -130,7 +170,11 @@ def _of_one_size(parts: Parts, record: Record, settings: ImportSettings) -> Fram
     else:
         # Pixels are picked before they are converted, so that a huge map beside a small image costs little.
         rows, columns = (None, None) if depth_size == size else picked(depth_size, size)
-        depth = metric_z(stored, parts.meaning, intrinsics, rows=rows, columns=columns)
+        unit = record.depth_unit or 1.0
+        depth = metric_z(stored, parts.meaning, intrinsics, rows=rows, columns=columns, metres_a_unit=unit)
+        is_thinned = size < depth_size and is_sparse(depth)
+        if is_thinned:
+            depth = _thinned(parts, metric_z(stored, parts.meaning, intrinsics, metres_a_unit=unit), size)
         if parts.meaning.scale is None and parts.meaning.kind in {"z", "ray"} and stored.dtype.kind in "iu":
             notes.add("No scale was given for depth stored as integers; it was read as millimetres.")
     if image_size != size:
@@ -139,11 +183,21 @@ def _of_one_size(parts: Parts, record: Record, settings: ImportSettings) -> Fram
         image, jpeg = cv2.resize(image, size, interpolation=cv2.INTER_AREA), None
         notes.add(f"Images of {image_size[0]}x{image_size[1]} were made {size[0]}x{size[1]}, the size of their depth.")
     if depth_size != size:
-        notes.add(f"Depth of {depth_size[0]}x{depth_size[1]} was made {size[0]}x{size[1]} by nearest neighbour.")
+        how = "the nearest return of each pixel's block, because it is sparse" if is_thinned else "nearest neighbour"
+        notes.add(f"Depth of {depth_size[0]}x{depth_size[1]} was made {size[0]}x{size[1]} by {how}.")
     normal = _brought_to(parts.normal, record.normal, "normal map", size, notes)
     mask = _brought_to(parts.mask, record.mask, "mask", size, notes)
     segmentation = _brought_to(parts.segmentation, record.segmentation, "segmentation", size, notes)
-    return Frame(image, depth, intrinsics, jpeg, normal, None if mask is None else mask > 0, segmentation, parts.told)
+    return Frame(image, depth, intrinsics, jpeg, normal, mask, segmentation, parts.told)
+
+
+def _thinned(parts: Parts, depth: npt.NDArray[np.float32], size: tuple[int, int]) -> npt.NDArray[np.float32]:
+    """Sparse depth made smaller with its returns, and with it a mask of the same pixels, which says which returns."""
+    mask = parts.mask
+    if mask is not None and mask.shape == depth.shape:
+        depth = np.where(mask > 0, depth, np.float32(np.nan))
+        parts.mask = any_of_block(mask > 0, size)
+    return nearest_returns(depth, size)
 
 
 def _flip(frame: Frame) -> None:
@@ -160,8 +214,15 @@ def _flip(frame: Frame) -> None:
         frame.normal = np.ascontiguousarray(frame.normal[::-1] * np.array([1, -1, 1], frame.normal.dtype))
 
 
-def normalised_intrinsics(camera: PixelIntrinsics, width: int, height: int) -> tuple[npt.NDArray[np.float64], set[str]]:
+def normalised_intrinsics(
+    camera: PixelIntrinsics, width: int, height: int, said_by: str = ""
+) -> tuple[npt.NDArray[np.float64], set[str]]:
     """Normalised matrix (3, 3) for an image of this size, and what is remarkable about it.
+
+    Args:
+        camera: intrinsics in pixels.
+        width, height: of the image.
+        said_by: see `Record.size_is_said_by`.
 
     Raises:
         InstanceError: the intrinsics refer to an image of another shape, or their principal point is outside of it.
@@ -179,6 +240,8 @@ def normalised_intrinsics(camera: PixelIntrinsics, width: int, height: int) -> t
         )
     if size != (width, height):
         if not is_same_shape((width, height), size):
+            if is_same_shape((height, width), size):
+                raise for_turned_image(camera, (width, height))
             raise InstanceError(
                 "intrinsics",
                 f"must refer to images of the shape of these, {width}x{height}",
@@ -193,19 +256,17 @@ def normalised_intrinsics(camera: PixelIntrinsics, width: int, height: int) -> t
             "intrinsics",
             f"the principal point must be inside the {size[0]}x{size[1]} image",
             found=f"cx = {camera.cx:g}, cy = {camera.cy:g}",
-            fix="Say which resolution they refer to: --intrinsics-size, or the columns width and height of a table.",
+            fix=f"Say which resolution they refer to: {said_by}." if said_by else None,
         )
     if max(abs(cx - 0.5), abs(cy - 0.5)) > 0.15:
-        notes.add(
-            f"The principal point is at ({cx:.2f}, {cy:.2f}) of the image, far from its centre. If the intrinsics refer"
-            " to another resolution, say so (--intrinsics-size, or width and height in a table)."
-        )
+        notes.add(off_centre(camera, size, said_by))
     return normalised, notes
 
 
-def _read_image(stored: Stored) -> tuple[npt.NDArray[np.uint8], bytes | None]:
-    """The picture, and the file's bytes where it is a JPEG that can be copied."""
-    from moge_core.io import limits, read_image
+def _read_image(stored: Stored) -> tuple[npt.NDArray[np.uint8], int, bytes | None]:
+    """The picture as stored, its EXIF orientation, and the file's bytes where it is a JPEG that can be copied."""
+    from moge_core.io import limits
+    from moge_core.io.image import read_stored_image
 
     if stored.read is not None:
         image = np.asarray(stored.read(stored.path))
@@ -213,26 +274,10 @@ def _read_image(stored: Stored) -> tuple[npt.NDArray[np.uint8], bytes | None]:
             raise InstanceError(
                 stored.path, "must hold an RGB image of 8 bits", found=f"{image.dtype} of shape {image.shape}"
             )
-        return np.ascontiguousarray(image), None
+        return np.ascontiguousarray(image), 1, None
     data = read_bytes(stored.path, limit=limits.MAX_FILE_BYTES)
-    return read_image(NamedBytes(stored.path, data)), data if data.startswith(b"\xff\xd8") else None
-
-
-def _read_stored(depth: StoredDepth) -> npt.NDArray[Any]:
-    from moge_core.datasets.importers.arrays import read_array
-    from moge_core.datasets.importers.source_files import not_16_bit
-
-    stored = np.asarray((depth.read or read_array)(depth.path))
-    # (1, H, W) and (H, W, 1) are maps; a map of one pixel stays one.
-    while stored.ndim > 2 and 1 in {stored.shape[0], stored.shape[-1]}:
-        stored = stored[0] if stored.shape[0] == 1 else stored[..., 0]
-    if stored.ndim != 2 or not stored.size or stored.dtype.kind not in "iuf":
-        raise InstanceError(
-            depth.path, "must hold a depth map (H, W) of numbers", found=f"{stored.dtype} of shape {stored.shape}"
-        )
-    if stored.dtype.itemsize == 1 and depth.kind != "disparity":
-        raise not_16_bit(depth.path, "an 8-bit grey file")
-    return stored
+    image, orientation = read_stored_image(NamedBytes(stored.path, data))
+    return image, orientation, data if data.startswith(b"\xff\xd8") else None
 
 
 def _project(points: StoredPoints, intrinsics: npt.NDArray[np.float64], width: int, height: int) -> Any:
@@ -243,15 +288,6 @@ def _project(points: StoredPoints, intrinsics: npt.NDArray[np.float64], width: i
     if cloud.ndim != 2 or cloud.shape[1] != 3:
         raise InstanceError(points.path, "must hold points (N, 3)", found=f"shape {cloud.shape}")
     return project_points(cloud, intrinsics, width, height, drop_hidden=points.drop_hidden, sensor=points.sensor)
-
-
-def _read_map(stored: Stored, channels: tuple[int, ...], what: str) -> npt.NDArray[Any]:
-    from moge_core.datasets.importers.arrays import read_array
-
-    values = np.asarray((stored.read or read_array)(stored.path))
-    if values.ndim != 2 + len(channels) or values.shape[2:] != channels:
-        raise InstanceError(stored.path, f"must hold a {what} {('H', 'W', *channels)}", found=f"shape {values.shape}")
-    return values
 
 
 def _brought_to(

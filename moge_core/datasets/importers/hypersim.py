@@ -31,6 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moge_core.datasets.importers.arrays import read_hdf5
+from moge_core.datasets.importers.calls import repeatable
 from moge_core.datasets.importers.frames import normalised_intrinsics
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics
 from moge_core.datasets.importers.records import ImportOptions, ImportSettings, Record, Stored, StoredDepth
@@ -53,6 +54,7 @@ _KEY = "dataset"
 _MAX_SKEW = 1e-3
 
 
+@repeatable(IMPORTER)
 def import_hypersim(
     source: str | Path,
     out_dir: str | Path,

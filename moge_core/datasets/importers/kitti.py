@@ -23,6 +23,7 @@ from typing import Literal, TypeAlias, Unpack, get_args
 import numpy as np
 import numpy.typing as npt
 
+from moge_core.datasets.importers.calls import repeatable
 from moge_core.datasets.importers.camera_files import parse_intrinsics
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics, intrinsics_from_matrix
 from moge_core.datasets.importers.lidar import Transform, chosen, folders_with, read_float_rows, stored_sweep, transform
@@ -45,6 +46,7 @@ Frames: TypeAlias = Iterator[Record | Finding]
 Calibration: TypeAlias = Mapping[str, npt.NDArray[np.float64]]
 
 
+@repeatable(IMPORTER)
 def import_kitti(
     source_dir: str | Path,
     out_dir: str | Path,

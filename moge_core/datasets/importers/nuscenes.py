@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias, Unpack
 
+from moge_core.datasets.importers.calls import repeatable
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics, intrinsics_from_matrix
 from moge_core.datasets.importers.lidar import (
     Transform,
@@ -46,6 +47,7 @@ _OWN_RADIUS_M = 1.0
 _VALUES_PER_POINT = 5
 
 
+@repeatable(IMPORTER)
 def import_nuscenes(
     source_dir: str | Path,
     out_dir: str | Path,

@@ -22,7 +22,9 @@ from typing import Any, Unpack
 import numpy as np
 import numpy.typing as npt
 
-from moge_core.datasets.importers.arrays import read_hdf5, require
+from moge_core.datasets.importers.array_checks import require
+from moge_core.datasets.importers.arrays import read_hdf5
+from moge_core.datasets.importers.calls import repeatable
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics
 from moge_core.datasets.importers.records import ImportOptions, ImportSettings, Record, Stored, StoredDepth
 from moge_core.datasets.importers.writing import ImportReport, check_folders, run_import
@@ -37,6 +39,7 @@ _CAMERA = PixelIntrinsics(518.857901, 519.469611, 325.582449, 253.736166, (640, 
 _SATURATED_FROM = 9.99
 
 
+@repeatable(IMPORTER)
 def import_nyu_mat(
     source: str | Path,
     out_dir: str | Path,

@@ -19,14 +19,18 @@ def metric_z(
     *,
     rows: npt.NDArray[np.int64] | None = None,
     columns: npt.NDArray[np.int64] | None = None,
+    metres_a_unit: float = 1.0,
 ) -> npt.NDArray[np.float32]:
     """Depth along the optical axis from stored values.
 
+    Markers (`invalid`, `infinite`, `far_from`) are compared with the stored values, before offset and scale.
+
     Args:
-        stored: (H, W), integers or floats.
+        stored: (H, W), integers or floats; decoded, where their encoding is not linear.
         depth: what the values mean.
         intrinsics: (3, 3), normalised.
         rows, columns: (h,) and (w,), the pixels to convert; by default all.
+        metres_a_unit: of the returned depth, for `infinite_from`, which is in metres.
 
     Returns:
         z (h, w): NaN where unknown, +Inf where infinitely far; metres, or without unit for a disparity of unknown
@@ -37,32 +41,52 @@ def metric_z(
     columns = np.arange(width) if columns is None else columns
     if (rows.size, columns.size) != (height, width):
         stored = stored[rows[:, None], columns]
-    is_integer = stored.dtype.kind in "iu"
-    scale = depth.scale or (1000.0 if is_integer and depth.kind in {"z", "ray"} else 1.0)
-    values = stored.astype(np.float64) / scale
-    unknown = (stored == 0) | np.isnan(values)
-    for marker in depth.invalid:
-        unknown |= np.isinf(values) if np.isinf(marker) else _equals(stored, marker)
+    infinite = marked(stored, depth.infinite)
+    unknown = (np.isnan(stored) | marked(stored, depth.invalid)) & ~infinite
+    if depth.offset == 0:
+        unknown |= (stored == 0) & ~infinite
+    with np.errstate(over="ignore"):
+        values = (stored.astype(np.float64) - depth.offset) / scale_of(stored, depth)
+    unknown |= np.isinf(values) & np.isfinite(stored)
     if depth.kind in {"z", "ray"}:
-        z = values
+        z, distance = values, values
         if depth.kind == "ray":
             z = values / ray_lengths(height, width, intrinsics, rows=rows, columns=columns)
         if depth.far_from is not None:
-            z = np.where(values * scale >= depth.far_from, np.inf, z)
+            infinite |= (stored >= depth.far_from) & ~unknown
     else:
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore", over="ignore"):
             if depth.kind == "disparity":
                 z = (depth.baseline or 1.0) * float(intrinsics[0, 0]) * width / (values + depth.doffs)
             else:
                 z = 1.0 / values
+                # An inverse of zero may be the far end, or what nobody measured.
+                unknown |= np.isinf(z)
         unknown |= np.isinf(values)
+        distance = z
+    if depth.infinite_from is not None:
+        infinite |= (distance * metres_a_unit >= depth.infinite_from) & ~unknown
     z = np.where(unknown | ~(z > 0), np.nan, z)
+    z = np.where(infinite, np.inf, z)
     with np.errstate(over="ignore", under="ignore"):
         narrow = z.astype(np.float32)
     # What float32 cannot hold is no depth; only what was infinite is infinitely far.
     lost = (np.isinf(narrow) & np.isfinite(z)) | (narrow == 0)
     narrow[lost] = np.nan
     return narrow
+
+
+def scale_of(stored: npt.NDArray[Any], depth: StoredDepth) -> float:
+    """Stored units a metre: as was said, or else millimetres for integers of z and ray, and 1."""
+    return depth.scale or (1000.0 if stored.dtype.kind in "iu" and depth.kind in {"z", "ray"} else 1.0)
+
+
+def marked(stored: npt.NDArray[Any], markers: tuple[float, ...]) -> npt.NDArray[np.bool_]:
+    """Where a stored value is one of the markers."""
+    found: npt.NDArray[np.bool_] = np.zeros(stored.shape, np.bool_)
+    for marker in markers:
+        found |= _equals(stored, marker)
+    return found
 
 
 def project_points(
@@ -107,11 +131,16 @@ def project_points(
 
 
 def _equals(stored: npt.NDArray[Any], marker: float) -> npt.NDArray[np.bool_]:
-    """Where a stored value is a marker such as 65535 or 1e10, as the file's own type holds it."""
+    """Where a stored value is a marker such as 65535, 1e10 or inf, as the file's own type holds it."""
+    found: npt.NDArray[np.bool_]
+    if np.isnan(marker):
+        found = np.isnan(stored)
+        return found
     if stored.dtype.kind in "iu":
         limits = np.iinfo(stored.dtype)
-        held = limits.min <= marker <= limits.max and marker == int(marker)
+        is_held = limits.min <= marker <= limits.max and marker == int(marker)
     else:
-        held = abs(marker) <= float(np.finfo(stored.dtype).max)
-    nowhere: npt.NDArray[np.bool_] = np.zeros(stored.shape, np.bool_)
-    return stored == stored.dtype.type(marker) if held else nowhere
+        is_held = np.isinf(marker) or abs(marker) <= float(np.finfo(stored.dtype).max)
+    # What the type cannot hold is nowhere.
+    found = stored == stored.dtype.type(marker if is_held else 0)
+    return found if is_held else np.zeros_like(found)

@@ -20,14 +20,25 @@ import numpy as np
 import numpy.typing as npt
 
 from moge_core.datasets.importers.intrinsics import LATER, PixelIntrinsics
-from moge_core.datasets.importers.vocabulary import DEPTH_KINDS, DepthKind, Encoding, GivenValues, ValueOptions
+from moge_core.datasets.importers.vocabulary import (
+    DEPTH_KINDS,
+    NEED_SCALE,
+    DepthKind,
+    Distortion,
+    Encoding,
+    GivenValues,
+    Orientation,
+    ValueOptions,
+    no_scale,
+)
 from moge_core.datasets.layout import STATE_DIR, Finding
+from moge_core.datasets.normal_axes import NO_NORMALS, NormalAxes
 from moge_core.errors import InputError, MoGeError
 
 Resolution: TypeAlias = Literal["smaller", "image", "depth"]
-NormalAxes: TypeAlias = Literal["opencv", "opengl", "world", "world-opengl"]
-Orientation: TypeAlias = Literal["auto", "stored", "upright"]
-Distortion: TypeAlias = Literal["undistort", "ignore"]
+
+UNKNOWN_CAMERA = PixelIntrinsics(float("nan"), float("nan"), float("nan"), float("nan"))
+"""For dry runs, which show what there is where no camera was given yet."""
 
 Read: TypeAlias = Callable[[Path], npt.NDArray[Any]]
 
@@ -61,9 +72,9 @@ class StoredDepth(Stored):
         baseline: metres between the cameras of a disparity. Without it the depth has no unit.
         doffs: pixels between the principal points, added to a disparity (Middlebury's name).
         offset: subtracted from a value before it is divided by the scale.
-        encoding: how numbers are stored, see `vocabulary.WORDS`.
+        encoding: how numbers are stored, see `vocabulary.WORDS`; None is linear, but for MoGe's own PNG.
         infinite: stored values that mean infinitely far.
-        infinite_from: metres of z from which depth is infinitely far.
+        infinite_from: metres from which depth is infinitely far: of the distance for rays, else of z.
         depth_array: name of the array or channel, in files that hold several.
     """
 
@@ -74,7 +85,7 @@ class StoredDepth(Stored):
     baseline: float | None = None
     doffs: float = 0.0
     offset: float = field(default=0.0, metadata=LATER)
-    encoding: Encoding = field(default="linear", metadata=LATER)
+    encoding: Encoding | None = field(default=None, metadata=LATER)
     infinite: tuple[float, ...] = field(default=(), metadata=LATER)
     infinite_from: float | None = field(default=None, metadata=LATER)
     depth_array: str | None = field(default=None, metadata=LATER)
@@ -94,6 +105,8 @@ class StoredDepth(Stored):
         for name in ("doffs", "offset"):
             if not np.isfinite(getattr(self, name)):
                 raise InputError(name, "must be a finite number", found=getattr(self, name))
+        if self.scale is None and self.encoding in NEED_SCALE and self.kind in {"z", "ray"}:
+            raise no_scale(self.encoding)
         if self.kind != "disparity" and (self.baseline is not None or self.doffs):
             raise InputError("baseline and doffs", "belong to the kind disparity", found=f"kind {self.kind}")
 
@@ -121,15 +134,19 @@ class Record:
         image: the picture.
         depth: the depth map or the points.
         camera: pixel intrinsics, of the image unless they name another size.
-        normal: (H, W, 3) unit vectors in OpenCV axes, NaN unknown.
+        normal: (H, W, 3) unit vectors towards the camera, in OpenCV axes unless `normal_axes` says others, NaN unknown;
+            see `map_files` for how they may be stored.
         mask: (H, W), true where the depth can be trusted; elsewhere it becomes unknown.
         segmentation: (H, W) integer ids.
         labels: names of the segmentation's ids, {name: id}.
         depth_unit: metres a unit of the written depth; None where nobody knows (scale-free reconstructions).
         unit_is_said: whether the unit is what a user said, and not what is usual.
+        values_are_said: whether a user said offset or encoding, so that 8 bits can be more than a picture of depth.
         extra_files: other files that the record was made from, such as calibrations.
         notes: what a person should know about how this frame was read.
         pose: camera-to-world (4, 4) in OpenCV axes and metres, row by row, where the source tells it.
+        orientation: which picture depth and camera belong to where the layout knows, see `ImportSettings`.
+        size_is_said_by: by which option or columns a user says what size the intrinsics refer to; empty where none can.
     """
 
     name: str
@@ -144,7 +161,10 @@ class Record:
     extra_files: tuple[Path, ...] = field(default=(), repr=False)
     notes: tuple[str, ...] = field(default=(), repr=False)
     unit_is_said: bool = field(default=False, repr=False)
+    values_are_said: bool = field(default=False, repr=False)
     pose: tuple[float, ...] | None = field(default=None, repr=False)
+    orientation: Orientation = field(default="auto", repr=False)
+    size_is_said_by: str = field(default="", repr=False)
 
     @property
     def is_metric(self) -> bool:
@@ -176,10 +196,14 @@ class ImportOptions(ValueOptions, total=False):
     label_type: str
     max_depth: float | None
     resolution: Resolution
-    normal_axes: NormalAxes
+    normal_axes: str
+    invert_mask: bool
     orientation: Orientation
     distortion: Distortion
     depth_at: tuple[int, int] | None
+    prune: bool
+    dry_run: bool
+    dry_run_picture: str | Path | None
 
 
 @dataclass(frozen=True)
@@ -193,14 +217,20 @@ class ImportSettings:
         resolution: where image and depth differ in size, the size of the instance: of the `smaller` of the two, of
             the `image` (depth is repeated, nothing is interpolated) or of the `depth` map.
         flip_y: turn image and depth upside down.
-        normal_axes: axes of normal maps: `opencv` (x right, y down, z forward), `opengl` (x right, y up, z backward),
-            both of the camera, or of the world (`world`, `world-opengl`), which needs poses.
+        normal_axes: axes of normal maps: `opencv` (x right, y down, z forward), `opengl` (x right, y up, z backward) or
+            a code such as RUF, all of the camera, or of the world (`world`, `world-opengl`), which needs poses; see
+            `normal_axes`. `none` leaves normal maps out.
+        invert_mask: masks are true where depth cannot be trusted.
         orientation: which picture depth and camera belong to where the image carries an EXIF orientation: the `stored`
             pixels, the `upright` picture, or the one that fits (`auto`).
         distortion: `undistort` pictures whose camera has distortion, or `ignore` it, as for pictures that were
             undistorted already.
-        depth_at: where the first pixel of the depth map lies in the image, (column, row), if depth is a crop of it.
+        depth_at: where the first pixel of the depth map lies in the image, (column, row), if depth is a crop of it;
+            negative if the image is a crop of depth.
         values: what the user says of stored values.
+        prune: remove the instances that an earlier import of this source left and this one does not make.
+        dry_run: write nothing into the dataset; tell what was understood instead, see `dry_run.understood`.
+        dry_run_picture: where the picture of a dry run goes; by default into the system's folder of temporary files.
     """
 
     name_prefix: str = ""
@@ -208,11 +238,16 @@ class ImportSettings:
     max_depth: float | None = None
     resolution: Resolution = "smaller"
     flip_y: bool = False
-    normal_axes: NormalAxes = field(default="opencv", metadata=LATER)
+    normal_axes: str = field(default="opencv", metadata=LATER)
+    invert_mask: bool = field(default=False, metadata=LATER)
     orientation: Orientation = field(default="auto", metadata=LATER)
     distortion: Distortion = field(default="undistort", metadata=LATER)
     depth_at: tuple[int, int] | None = field(default=None, metadata=LATER)
     values: GivenValues = field(default_factory=GivenValues, metadata=LATER)
+    # What these ask for alters no instance, so they are shown in no digest and kept in no log.
+    prune: bool = field(default=False, repr=False)
+    dry_run: bool = field(default=False, repr=False)
+    dry_run_picture: str | Path | None = field(default=None, repr=False)
 
     @classmethod
     def of(cls, options: Mapping[str, Any], *, label_type: str = "sfm", flip_y: bool = False) -> ImportSettings:
@@ -242,15 +277,16 @@ class ImportSettings:
             raise InputError("max_depth", "must be positive, in metres", found=self.max_depth)
         for name, choices in (
             ("resolution", Resolution),
-            ("normal_axes", NormalAxes),
             ("orientation", Orientation),
             ("distortion", Distortion),
         ):
             known, value = get_args(choices), getattr(self, name)
             if value not in known:
                 raise InputError(name, f"must be one of {', '.join(known)}", found=repr(value))
-        if self.depth_at is not None and min(self.depth_at) < 0:
-            raise InputError("depth_at", "must be a column and a row of the image", found=self.depth_at)
+        if self.dry_run_picture is not None and not self.dry_run:
+            raise InputError("dry_run_picture", "is for a dry run, --dry-run", found=self.dry_run_picture)
+        if self.normal_axes != NO_NORMALS:
+            NormalAxes.of(self.normal_axes)
         path = PurePosixPath(self.name_prefix)
         unsafe = path.is_absolute() or ".." in path.parts or "\\" in self.name_prefix
         if unsafe or path.parts[:1] == (STATE_DIR,):

@@ -13,22 +13,39 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Unpack
+from typing import TypeAlias, Unpack
 
 import numpy as np
 
+from moge_core.datasets.importers.calls import repeatable
 from moge_core.datasets.importers.camera_files import CameraFile, parse_intrinsics, read_cameras
+from moge_core.datasets.importers.frame_layouts import Frames, pair_frames, told_by_name
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics
 from moge_core.datasets.importers.pairing import pair_by_frame
-from moge_core.datasets.importers.records import ImportOptions, ImportSettings, Record, Stored, StoredDepth, finding_of
+from moge_core.datasets.importers.passed_by import kind_by_names
+from moge_core.datasets.importers.records import (
+    UNKNOWN_CAMERA,
+    ImportOptions,
+    ImportSettings,
+    Record,
+    Stored,
+    StoredDepth,
+    finding_of,
+)
 from moge_core.datasets.importers.source_files import INTEGER_SUFFIXES, find_sources
+from moge_core.datasets.importers.stamps import MAX_TIME_DIFFERENCE_S
+from moge_core.datasets.importers.stored_depth import holds_own_format
 from moge_core.datasets.importers.undistortion import check_obeyed
-from moge_core.datasets.importers.vocabulary import scaled
+from moge_core.datasets.importers.vocabulary import DepthKind, scaled
 from moge_core.datasets.importers.writing import ImportReport, check_folders, run_import
 from moge_core.datasets.layout import Finding, Progress
 from moge_core.errors import DatasetError, InputError, MoGeError
 
 IMPORTER = "rgbd-folder"
+
+_Cameras: TypeAlias = dict[PurePosixPath, tuple[PixelIntrinsics | MoGeError | OSError, Path]]
+# Text fields of a PNG stand in front of its pixels.
+_HEAD_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -59,6 +76,7 @@ PRESETS: Mapping[str, Preset] = {
 """Known sources by name."""
 
 
+@repeatable(IMPORTER)
 def import_rgbd_folder(
     source_dir: str | Path,
     out_dir: str | Path,
@@ -68,6 +86,7 @@ def import_rgbd_folder(
     preset: str | None = None,
     image_glob: str | None = None,
     depth_glob: str | None = None,
+    max_time_difference: float = MAX_TIME_DIFFERENCE_S,
     intrinsics_size: tuple[int, int] | None = None,
     flip_y: bool = False,
     progress: Progress | None = None,
@@ -85,7 +104,10 @@ def import_rgbd_folder(
             millimetres 1000). Files of floats are in metres where it is not given.
         preset: a known source that answers what is not given, see `PRESETS`.
         image_glob, depth_glob: which files are images and depth maps, relative to `source_dir`. By default every
-            16-bit grey PNG or PGM is a depth map and every other picture an image.
+            16-bit grey PNG or PGM and every array of floats is a depth map and every other picture an image, but for
+            what is named a mask, normals and the like, see `find_sources`. With both, what `*` matched tells frames.
+        max_time_difference: seconds by which the time stamps in the names of an image and its depth map, or its file of
+            intrinsics, may differ. Equal names go before.
         intrinsics_size: (width, height) that the intrinsics refer to, where that is not the images' size.
         flip_y: turn image and depth upside down, and the principal point with them.
         progress: called as `progress(done, total)`.
@@ -108,33 +130,45 @@ def import_rgbd_folder(
         known.depth_scale if settings.values.scale is None else settings.values.scale,
         (*settings.values.invalid, *known.invalid),
         flip_y=flip_y,
+        dry_run=settings.dry_run,
+        has_offset=settings.values.offset is not None,
     )
+    if not (np.isfinite(max_time_difference) and max_time_difference >= 0):
+        raise InputError("max_time_difference", "must be seconds, 0 or more", found=max_time_difference)
     if reading.camera is not None:
         check_obeyed(
             reading.camera.distortion, intrinsics if isinstance(intrinsics, str | Path) else "intrinsics", settings
         )
     # Those that a preset knows and those that the user named are one set.
     settings = replace(settings, values=replace(settings.values, invalid=()))
-    images, depths = find_sources(source, image_glob or known.image_glob, depth_glob or known.depth_glob, exclude=out)
+    patterns = image_glob or known.image_glob, depth_glob or known.depth_glob
+    sources = find_sources(source, *patterns, exclude=out)
     given = settings.values
     is_linear = given.encoding in {None, "linear"}
-    holds_integers = [path.suffix.lower() in INTEGER_SUFFIXES for path in depths]
-    if is_linear and all(holds_integers) and any(not 0 <= value <= 65535 for value in reading.invalid):
-        raise InputError("invalid", "must be stored values of 16 bits, 0 to 65535", found=list(reading.invalid))
-    if reading.depth_scale is None and is_linear and given.kind in {None, "z", "ray"} and any(holds_integers):
+    files = [source / path for path in sources.depths]
+    for name, markers in (("invalid", reading.invalid), ("infinite", given.infinite)):
+        if is_linear and any(not 0 <= value <= 65535 for value in markers) and all(map(_holds_integers, files)):
+            raise InputError(name, "must be stored values of 16 bits, 0 to 65535", found=list(markers))
+    needs_scale = reading.depth_scale is None and not settings.dry_run
+    if needs_scale and is_linear and given.kind in {None, "z", "ray"} and any(map(_holds_integers, files)):
         raise InputError(
             "depth_scale",
             "must say how many stored units a metre has, because the depth is stored as integers",
             fix="Give --depth-scale: 1000 for millimetres, 5000 for TUM and ICL-NUIM, 256 for KITTI.",
         )
+    frames = pair_frames(source, sources, patterns=patterns, max_time_difference=max_time_difference)
+    kind = given.kind or kind_by_names(sources.depths)
+    cameras, camera_notes = _cameras_of_frames(source, sources.images, reading, patterns[0], max_time_difference)
+    notes = [*reading.notes, *frames.notes, *camera_notes, *filter(None, [None if given.kind else told_by_name(kind)])]
     return run_import(
         IMPORTER,
         source,
         out,
-        _records(source, images, depths, reading),
+        _records(source, frames, cameras, reading, kind),
         settings,
         options=reading.described(),
-        notes=reading.notes,
+        notes=notes,
+        taken_for=frames.taken_for,
         progress=progress,
     )
 
@@ -161,15 +195,20 @@ class _Reading:
         invalid: Sequence[float],
         *,
         flip_y: bool,
+        dry_run: bool,
+        has_offset: bool,
     ) -> _Reading:
         notes: list[str] = []
-        if intrinsics is None:
+        if intrinsics is None and not dry_run:
             raise InputError("intrinsics", "must be the four numbers fx,fy,cx,cy, a file, or a preset that knows them")
         if size is not None and min(size) < 1:
             raise InputError("intrinsics_size", "must be a width and a height in pixels", found=size)
-        values = tuple(sorted({float(value) for value in invalid} - {0.0}))
+        # Without an offset 0 is unknown anyway.
+        values = tuple(sorted({float(value) for value in invalid} - (set() if has_offset else {0.0})))
         if isinstance(intrinsics, str) and any(sign in intrinsics for sign in "*?"):
             return cls(None, intrinsics, None, size, depth_scale, values, ())
+        if intrinsics is None:
+            return cls(UNKNOWN_CAMERA, None, None, size, depth_scale, values, ())
         if isinstance(intrinsics, PixelIntrinsics):
             camera = intrinsics
         else:
@@ -209,10 +248,9 @@ class _Reading:
 
 
 def _records(
-    source: Path, images: Sequence[PurePosixPath], depths: Sequence[PurePosixPath], reading: _Reading
+    source: Path, frames: Frames, cameras: _Cameras, reading: _Reading, kind: DepthKind
 ) -> Iterator[Record | Finding]:
-    pairing = pair_by_frame(images, depths)
-    cameras = _cameras_of_frames(source, images, reading)
+    pairing = frames.pairing
     for lone, other in ((pairing.lone_images, "depth map"), (pairing.lone_depths, "image")):
         for path in lone:
             yield Finding(
@@ -229,41 +267,62 @@ def _records(
         if isinstance(camera, Exception):
             yield finding_of(str(pair.image), camera)
             continue
+        depth = StoredDepth(source / pair.depth, scale=reading.depth_scale, invalid=reading.invalid)
         yield Record(
             name=str(pair.instance),
             image=Stored(source / pair.image),
-            depth=StoredDepth(source / pair.depth, scale=reading.depth_scale, invalid=reading.invalid),
+            # Other kinds than distances need more than a name to be read.
+            depth=replace(depth, kind="ray") if kind == "ray" else depth,
             camera=camera,
+            size_is_said_by="--intrinsics-size WxH",
             extra_files=() if camera_file is None else (camera_file,),
         )
 
 
 def _cameras_of_frames(
-    source: Path, images: Sequence[PurePosixPath], reading: _Reading
-) -> dict[PurePosixPath, tuple[PixelIntrinsics | MoGeError | OSError, Path]]:
-    """The camera of each image where every frame has one of its own, or why its file holds none."""
+    source: Path,
+    images: Sequence[PurePosixPath],
+    reading: _Reading,
+    image_pattern: str | None,
+    max_time_difference: float,
+) -> tuple[_Cameras, list[str]]:
+    """The camera of each image where every frame has one of its own, or why its file holds none; and notes."""
     if reading.camera_file is not None:
-        return _cameras_by_name(images, reading.camera_file, reading.size)
-    if reading.camera_pattern is None:
-        return {}
-    files = [PurePosixPath(path.relative_to(source).as_posix()) for path in sorted(source.glob(reading.camera_pattern))]
+        return _cameras_by_name(images, reading.camera_file, reading.size), []
+    pattern = reading.camera_pattern
+    if pattern is None:
+        return {}, []
+    files = [PurePosixPath(path.relative_to(source).as_posix()) for path in sorted(source.glob(pattern))]
+    files = [path for path in files if not path.name.startswith(".")]
     if not files:
-        raise InputError(
-            "intrinsics", "must name files of intrinsics, one a frame", found=f"none like {reading.camera_pattern}"
-        )
+        raise InputError("intrinsics", "must name files of intrinsics, one a frame", found=f"none like {pattern}")
     try:
-        pairs = pair_by_frame(images, files).pairs
+        pairing = pair_by_frame(
+            images,
+            files,
+            patterns=None if image_pattern is None else (image_pattern, pattern),
+            max_time_difference=max_time_difference,
+            options=("--image", "--intrinsics"),
+        )
     except DatasetError as error:
-        rule = f"files like {reading.camera_pattern} must have the frame tokens of the images, each once"
-        raise InputError("intrinsics", rule, found=error.found) from error
-    cameras: dict[PurePosixPath, tuple[PixelIntrinsics | MoGeError | OSError, Path]] = {}
-    for pair in pairs:
+        rule = f"files like {pattern} must have the frame tokens of the images, each once"
+        raise InputError("intrinsics", rule, found=error.found, fix=error.fix) from error
+    cameras: _Cameras = {}
+    for pair in pairing.pairs:
         path = source / pair.depth
         try:
             cameras[pair.image] = (_upright(parse_intrinsics(path, size=reading.size), reading.size), path)
         except (MoGeError, OSError) as error:
             cameras[pair.image] = (error, path)
-    return cameras
+    return cameras, [f"Intrinsics: {note}" for note in pairing.notes]
+
+
+def _holds_integers(path: Path) -> bool:
+    """Whether a depth file holds integers whose unit must be said: this format's own depth says what it is."""
+    if path.suffix.lower() not in INTEGER_SUFFIXES:
+        return False
+    with path.open("rb") as file:
+        return not holds_own_format(file.read(_HEAD_BYTES))
 
 
 def _cameras_by_name(

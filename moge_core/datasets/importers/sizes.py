@@ -7,31 +7,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from moge_core.datasets.importers.records import Record, Resolution
-from moge_core.errors import InstanceError
+from moge_core.datasets.importers.records import Resolution
 
 # Shapes of image and depth may differ by so much and still be one picture: 1296x968 and 640x480 of ScanNet do.
 _SHAPE_TOLERANCE = 0.015
+# Depth is sparse where less than this is known: accumulated LiDAR has a fifth, one sweep a twentieth, and a camera that
+# measures depth mostly more than a third.
+_SPARSE = 0.25
 
 
-def instance_size(
-    record: Record, image_size: tuple[int, int], depth_size: tuple[int, int], resolution: Resolution
-) -> tuple[int, int]:
-    """(width, height) of the instance of an image and a depth map, `resolution` choosing where they differ.
-
-    Raises:
-        InstanceError: they differ in shape.
-    """
-    if image_size == depth_size:
-        return image_size
-    (width, height), (depth_width, depth_height) = image_size, depth_size
-    if not is_same_shape(image_size, depth_size):
-        raise InstanceError(
-            record.image.path,
-            "image and depth map must have the same size, or at least the same shape",
-            found=f"{width}x{height} and {depth_width}x{depth_height}",
-            fix="Use the depth maps registered to the colour camera, cropped like the images.",
-        )
+def instance_size(image_size: tuple[int, int], depth_size: tuple[int, int], resolution: Resolution) -> tuple[int, int]:
+    """(width, height) of the instance of an image and a depth map, `resolution` choosing where they differ."""
     if resolution == "smaller":
         return min(image_size, depth_size)
     return image_size if resolution == "image" else depth_size
@@ -50,6 +36,29 @@ def resized(values: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArray[Any]
     """Nearest neighbour: measured values are picked, never mixed."""
     rows, columns = picked((values.shape[1], values.shape[0]), size)
     return np.ascontiguousarray(values[rows[:, None], columns])
+
+
+def is_sparse(depth: npt.NDArray[np.float32]) -> bool:
+    """Whether most of a depth map (H, W) is unknown (NaN), as of LiDAR."""
+    return int(np.count_nonzero(np.isnan(depth))) > (1 - _SPARSE) * depth.size
+
+
+def nearest_returns(depth: npt.NDArray[np.float32], size: tuple[int, int]) -> npt.NDArray[np.float32]:
+    """Sparse depth (H, W) in a smaller size (width, height): each pixel has the least depth of its block.
+
+    A block is the pixels whose centres lie in it; its pixel is unknown (NaN) only where all of them are.
+    """
+    height, width = depth.shape
+    rows, columns = np.nonzero(~np.isnan(depth))
+    blocks = (rows * size[1] // height) * size[0] + columns * size[0] // width
+    nearest = np.full(size[0] * size[1], np.nan, np.float32)
+    np.fmin.at(nearest, blocks, depth[rows, columns])
+    return nearest.reshape(size[1], size[0])
+
+
+def any_of_block(mask: npt.NDArray[np.bool_], size: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    """A mask (H, W) in a smaller size (width, height): true where any pixel of the block is, see `nearest_returns`."""
+    return np.isfinite(nearest_returns(np.where(mask, np.float32(1), np.float32(np.nan)), size))
 
 
 def picked(own: tuple[int, int], size: tuple[int, int]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -13,6 +13,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from moge_core.datasets.importers.frame_names import NamedKind, read_name, role
+from moge_core.datasets.importers.passed_by import (
+    PassedBy,
+    described,
+    no_depth_map,
+    no_image,
+    no_preferred_kind,
+    not_registered,
+)
+from moge_core.datasets.importers.usual_mistakes import why_none
 from moge_core.errors import DatasetError, FormatError, InputError
 from moge_core.io import limits
 from moge_core.io.files import read_bytes
@@ -38,11 +48,25 @@ class Folder:
         path: as the source has it, maybe through links.
         real: where it lies.
         files: names of what it holds besides folders, sorted, without hidden ones.
+        resource_forks: names of files that macOS puts beside others when it packs them, `._NAME`, sorted.
     """
 
     path: Path
     real: str
     files: tuple[str, ...]
+    resource_forks: tuple[str, ...] = ()
+
+    def files_below(self, source: Path) -> list[PurePosixPath]:
+        """Its files relative to a folder above."""
+        return self._below(source, self.files)
+
+    def forks_below(self, source: Path) -> list[PurePosixPath]:
+        """Its resource forks relative to a folder above."""
+        return self._below(source, self.resource_forks)
+
+    def _below(self, source: Path, names: tuple[str, ...]) -> list[PurePosixPath]:
+        folder = PurePosixPath(self.path.relative_to(source).as_posix())
+        return [folder / name for name in names]
 
 
 def walk(source: Path, *, exclude: Path | None = None, closed: str | None = None) -> Iterator[Folder]:
@@ -79,7 +103,8 @@ def walk(source: Path, *, exclude: Path | None = None, closed: str | None = None
             way[path] = (*here, real)
             entered.append(name)
         folders[:] = entered
-        yield Folder(folder, here[-1], tuple(sorted(name for name in files if not name.startswith("."))))
+        seen = tuple(sorted(name for name in files if not name.startswith(".")))
+        yield Folder(folder, here[-1], seen, tuple(sorted(name for name in files if name.startswith("._"))))
 
 
 def each_once(folders: Iterable[Folder], source: Path) -> list[Folder]:
@@ -96,22 +121,52 @@ def _is_in(path: str, folder: str) -> bool:
     return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
 
 
+@dataclass(frozen=True)
+class Sources:
+    """Images and depth maps of a folder, relative to it and sorted.
+
+    Attributes:
+        notes: what was passed by, and why.
+    """
+
+    images: list[PurePosixPath]
+    depths: list[PurePosixPath]
+    notes: list[str]
+
+
 def find_sources(
-    source: Path, image_glob: str | None, depth_glob: str | None, *, exclude: Path
-) -> tuple[list[PurePosixPath], list[PurePosixPath]]:
-    """Images and depth maps below `source`, relative to it and sorted.
+    source: Path,
+    image_glob: str | None,
+    depth_glob: str | None,
+    *,
+    exclude: Path,
+    kind: NamedKind | None = None,
+    options: tuple[str, str] = ("--image", "--depth"),
+) -> Sources:
+    """Images and depth maps below `source`.
 
     Where a file answers to both descriptions its header decides, 16-bit grey is depth; but with a pattern for depth
-    alone, what it matches is depth. Hidden files and folders and what lies in `exclude` are passed by. Without a
-    pattern, folders that are links are looked into; a pattern finds what `Path.glob` finds.
+    alone, what it matches is depth. Without a pattern, what is named a mask, normals, a confidence and so on is passed
+    by, and so are arrays that are no maps, colour pictures that are named depth, depth of another kind than the others,
+    and what is there aligned to the other camera too; each only where something else is left. Hidden files and folders
+    and what lies in `exclude` are passed by. Without a pattern, folders that are links are looked into; a pattern finds
+    what `Path.glob` finds.
+
+    Args:
+        source: the folder.
+        image_glob, depth_glob: patterns relative to it.
+        exclude: a folder that is not looked into.
+        kind: what the depth is, where a user says so: of several kinds those named so are taken.
+        options: by which a user gives the patterns, for errors.
 
     Raises:
         DatasetError: no image or no depth map.
         InputError: a pattern that leaves the folder.
     """
-    there = [
-        folder.path / name for folder in each_once(list(walk(source, exclude=exclude)), source) for name in folder.files
-    ]
+    folders = each_once(list(walk(source, exclude=exclude)), source)
+    there = [path for folder in folders for path in folder.files_below(source)]
+    passed_by = PassedBy()
+    passed_by.add("of macOS, which are no data", *(path for folder in folders for path in folder.forks_below(source)))
     images = _matching(source, there, image_glob, _IMAGE_SUFFIXES, "image", exclude)
     depths = _matching(source, there, depth_glob, INTEGER_SUFFIXES | _FLOAT_SUFFIXES, "depth", exclude)
     if depth_glob is None:
@@ -121,18 +176,41 @@ def find_sources(
     stored_as_depth = {path for path in both if depth_alone_named or is_depth_file(source / path)}
     depths -= both - stored_as_depth
     images -= stored_as_depth
-    for found, what, option in ((images, "image", "--image"), (depths, "16-bit depth map", "--depth")):
+    if image_glob is None:
+        images = passed_by.without(images, no_image)
+    if depth_glob is None:
+        depths = passed_by.without(depths, no_depth_map(source, lambda path: path.suffix.lower() in INTEGER_SUFFIXES))
+        depths = passed_by.without(depths, no_preferred_kind(depths, kind))
+        registered = passed_by.without(depths, not_registered(depths))
+        # Depth that is turned to the images goes with the images as they were taken.
+        if image_glob is None and registered == depths:
+            images = passed_by.without(images, not_registered(images))
+        depths = registered
+    for found, what, option, pattern in (
+        (images, "image", options[0], image_glob),
+        (depths, "16-bit depth map", options[1], depth_glob),
+    ):
         if not found:
-            suffixes = Counter(path.suffix.lower() or "no suffix" for path in there)
-            seen = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(5)) or "no files"
-            pattern = image_glob if option == "--image" else depth_glob
-            raise DatasetError(
-                source,
-                f"must hold at least one {what}" + (f" matching {pattern!r}" if pattern else ""),
-                found=seen,
-                fix=f"Say which files they are with {option} 'PATTERN', relative to the folder.",
-            )
-    return sorted(images), sorted(depths)
+            raise _nothing_found(source, there, what, option, pattern)
+    return Sources(sorted(images), sorted(depths), passed_by.notes())
+
+
+def _nothing_found(
+    source: Path, there: list[PurePosixPath], what: str, option: str, pattern: str | None
+) -> DatasetError:
+    suffixes = Counter(path.suffix.lower() or "no suffix" for path in there)
+    seen = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(5)) or "no files"
+    fix = f"Say which files they are with {option} 'PATTERN', relative to the folder."
+    cause = why_none(source, [source / path for path in there], what, pattern)
+    named_depth = [path for path in there if path.suffix.lower() == ".png" and role(read_name(path).shape) == "depth"]
+    if cause is not None:
+        seen, fix = (f"{seen}; {cause[0]}" if cause[0] else seen), cause[1]
+    elif pattern is None and what != "image" and named_depth:
+        seen += f"; pictures of 8 bits that are named depth: {described(named_depth)}"
+        fix += " Pictures of depth are for looking at, unless depth is packed into their channels."
+    return DatasetError(
+        source, f"must hold at least one {what}" + (f" matching {pattern!r}" if pattern else ""), found=seen, fix=fix
+    )
 
 
 def is_depth_file(path: Path) -> bool:
@@ -199,15 +277,16 @@ def _decode_pgm(data: bytes, path: Path) -> npt.NDArray[Any]:
 
 
 def _matching(
-    source: Path, there: list[Path], pattern: str | None, suffixes: frozenset[str], option: str, exclude: Path
+    source: Path, there: list[PurePosixPath], pattern: str | None, suffixes: frozenset[str], option: str, exclude: Path
 ) -> set[PurePosixPath]:
-    if pattern is not None and (Path(pattern).is_absolute() or ".." in Path(pattern).parts or not pattern):
+    if pattern is None:
+        return {path for path in there if path.suffix.lower() in suffixes and (source / path).is_file()}
+    if Path(pattern).is_absolute() or ".." in Path(pattern).parts or not pattern:
         raise InputError(option, "must be a pattern relative to the source folder", found=repr(pattern))
     found = set()
-    for path in there if pattern is None else source.glob(pattern):
+    for path in source.glob(pattern):
         relative = PurePosixPath(path.relative_to(source).as_posix())
         hidden = any(part.startswith(".") for part in relative.parts)
-        named = pattern is not None or path.suffix.lower() in suffixes
-        if named and not hidden and not path.is_relative_to(exclude) and path.is_file():
+        if not hidden and not path.is_relative_to(exclude) and path.is_file():
             found.add(relative)
     return found

@@ -19,18 +19,28 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal, TypeAlias, Unpack, get_args
 
 import numpy.typing as npt
 
-from moge_core.datasets.importers.arrays import pfm_size
+from moge_core.datasets.importers.calls import repeatable
 from moge_core.datasets.importers.camera_files import parse_intrinsics
+from moge_core.datasets.importers.float_maps import pfm_size
+from moge_core.datasets.importers.frame_layouts import pair_frames
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics, intrinsics_from_matrix
 from moge_core.datasets.importers.kitti import files_by_stem, numbers_of, read_calibration
 from moge_core.datasets.importers.lidar import folders_with
-from moge_core.datasets.importers.pairing import pair_by_frame
-from moge_core.datasets.importers.records import ImportOptions, ImportSettings, Record, Stored, StoredDepth, finding_of
+from moge_core.datasets.importers.pairing import Pairing
+from moge_core.datasets.importers.records import (
+    UNKNOWN_CAMERA,
+    ImportOptions,
+    ImportSettings,
+    Record,
+    Stored,
+    StoredDepth,
+    finding_of,
+)
 from moge_core.datasets.importers.source_files import find_sources
 from moge_core.datasets.importers.vocabulary import GivenValues, scaled
 from moge_core.datasets.importers.writing import ImportReport, check_folders, run_import
@@ -52,10 +62,12 @@ _KITTI_FOLDERS = (
     ("image_0", (0, 1), ("disp_occ", "disp_noc")),
 )
 _KITTI_SCALE = 256.0
+_PLAIN_OPTIONS = ("--left", "--disparity")
 
 Frames: TypeAlias = Iterator[Record | Finding]
 
 
+@repeatable(IMPORTER)
 def import_stereo(
     source_dir: str | Path,
     out_dir: str | Path,
@@ -98,21 +110,34 @@ def import_stereo(
     kitti = _kitti_folders(source)
     kind = layout or ("plain" if left is not None or disparity is not None else _found(source, scenes, kitti))
     notes: list[str] = []
+    taken_for: list[str] = []
     if kind == "middlebury":
         records = _scene_records(source, scenes, settings.values)
     elif kind == "kitti":
         records = _kitti_records(source, kitti, None if calib_dir is None else Path(calib_dir))
     else:
-        images, depths = find_sources(source, _needed(left, "left"), _needed(disparity, "disparity"), exclude=out)
-        if intrinsics is None:
+        patterns = _needed(left, "left"), _needed(disparity, "disparity")
+        sources = find_sources(source, *patterns, exclude=out, options=_PLAIN_OPTIONS)
+        if intrinsics is None and not settings.dry_run:
             raise InputError("intrinsics", "must be given for the layout plain: left, disparity and intrinsics")
-        camera = _camera(source, intrinsics, intrinsics_size)
+        camera = UNKNOWN_CAMERA if intrinsics is None else _camera(source, intrinsics, intrinsics_size)
         plain = StoredDepth(source, kind="disparity", invalid=(math.inf,))
-        records = _plain_records(source, images, depths, camera, plain)
+        frames = pair_frames(source, sources, patterns=patterns, options=_PLAIN_OPTIONS)
+        notes, taken_for = list(frames.notes), frames.taken_for
+        records = _plain_records(source, frames.pairing, camera, plain)
         if settings.values.baseline is None:
             notes.append("Without --baseline the depth has no unit.")
-    how = {"layout": kind}
-    return run_import(IMPORTER, source, out, records, settings, options=how, notes=notes, progress=progress)
+    return run_import(
+        IMPORTER,
+        source,
+        out,
+        records,
+        settings,
+        options={"layout": kind},
+        notes=notes,
+        taken_for=taken_for,
+        progress=progress,
+    )
 
 
 def _found(source: Path, scenes: Sequence[Path], kitti: Sequence[Path]) -> str:
@@ -236,20 +261,19 @@ def _kitti_record(
     return Record(name, Stored(image), depth, camera, extra_files=(path,))
 
 
-def _plain_records(
-    source: Path,
-    images: Sequence[PurePosixPath],
-    disparities: Sequence[PurePosixPath],
-    camera: PixelIntrinsics,
-    depth: StoredDepth,
-) -> Frames:
-    pairing = pair_by_frame(images, disparities)
+def _plain_records(source: Path, pairing: Pairing, camera: PixelIntrinsics, depth: StoredDepth) -> Frames:
     for lone, other in ((pairing.lone_images, "disparity map"), (pairing.lone_depths, "picture")):
         for path in lone:
             evidence = f"no {other} has its frame token"
             yield Finding(str(path), "paired", "warning", evidence, "Add its partner, or ignore it.")
     for pair in pairing.pairs:
-        yield Record(str(pair.instance), Stored(source / pair.image), replace(depth, path=source / pair.depth), camera)
+        yield Record(
+            str(pair.instance),
+            Stored(source / pair.image),
+            replace(depth, path=source / pair.depth),
+            camera,
+            size_is_said_by="--intrinsics-size WxH",
+        )
 
 
 def _camera(source: Path, intrinsics: str | Path | PixelIntrinsics, size: tuple[int, int] | None) -> PixelIntrinsics:

@@ -4,7 +4,7 @@
     kitchen/0001,rgb/0001.jpg,depth/0001.png,525,525,319.5,239.5,1000
 
 CSV (commas, semicolons or tabs) with the columns in its first line, or JSONL, one object a line. Paths are relative to
-the table's folder. What may stand there besides:
+the table's folder; `depth` may name an array of its file too, as in `depths.npz:depth`. What may stand there besides:
 
     width height          size that the intrinsics refer to, where that is not the image's
     camera_model          of the lens: OPENCV (the default where there are coefficients) or OPENCV_FISHEYE
@@ -14,7 +14,8 @@ the table's folder. What may stand there besides:
                           what stored values mean, as the options of all importers say it, see `vocabulary`; what a
                           row leaves empty is as the options say, and else: z, 1000 units a metre for integers and 1
                           for floats, in metres
-    normal                PNG as the dataset has it, or NPY or NPZ (H, W, 3) in OpenCV axes
+    normal                PNG as the dataset has it, a picture of 8 bits or an array (H, W, 3), in the axes that
+                          `normal_axes` says
     mask                  PNG or array; where it is zero the depth is unknown
     segmentation          PNG of ids, with names where it has the text field `labels`, or an array
 """
@@ -30,15 +31,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Unpack
 
-import numpy as np
-import numpy.typing as npt
-
-from moge_core.datasets.importers.arrays import read_array
+from moge_core.datasets.importers.calls import repeatable
 from moge_core.datasets.importers.distortion import COEFFICIENTS, distortion_of
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics, intrinsics_from_matrix
+from moge_core.datasets.importers.map_files import read_mask_file, read_normal_file, read_segmentation_file
 from moge_core.datasets.importers.records import ImportOptions, ImportSettings, Record, Stored, StoredDepth
+from moge_core.datasets.importers.usual_mistakes import decimal_comma, found_file, why_missing
 from moge_core.datasets.importers.vocabulary import WORDS, GivenValues, Word, parse_unit
-from moge_core.datasets.importers.writing import ImportReport, check_folders, run_import
+from moge_core.datasets.importers.writing import ImportReport, Repeatable, check_folders, run_import
 from moge_core.datasets.layout import Finding, Progress, is_instance_path
 from moge_core.errors import FormatError, MoGeError
 from moge_core.io import limits
@@ -64,6 +64,7 @@ _DELIMITERS = {".csv": ",;\t", ".tsv": "\t", ".txt": ",;\t"}
 _JSON_SUFFIXES = frozenset({".jsonl", ".ndjson"})
 
 
+@repeatable(IMPORTER)
 def import_table(
     source: str | Path,
     out_dir: str | Path,
@@ -106,9 +107,10 @@ def import_table(
         IMPORTER,
         path,
         out,
-        _records(path, table.rows(), settings.values),
+        Repeatable(lambda: _records(path, table.rows(), settings.values)),
         # What is said of values is in the rows' records already.
         replace(settings, values=GivenValues()),
+        options=settings.values.said(),
         notes=notes,
         identity=path.name,
         total=num_rows,
@@ -197,7 +199,9 @@ def _csv_rows(text: str, path: Path, delimiters: str) -> Iterator[_Row]:
         number += 1
         found = dict(zip(columns, values, strict=False)) | dict.fromkeys(columns[len(values) :], "")
         many = len(values) > len(columns) and any(value.strip() for value in values[len(columns) :])
-        problem = f"{len(values)} values for {len(columns)} columns" if many else ""
+        problem = (
+            f"{len(values)} values for {len(columns)} columns; one with a comma in it must be in quotes" if many else ""
+        )
         yield _Row(number, reader.line_num, found, problem)
     if not number:
         # A table without rows still has columns to check.
@@ -232,25 +236,32 @@ def _name(values: Mapping[str, Any], where: str) -> str:
     if not name:
         raise FormatError(where, "must have a name", found=repr(values.get("name")))
     if not is_instance_path(name):
-        raise FormatError(where, "must have a name that is a path inside the dataset", found=repr(name))
+        fix = "Separate folders by /." if "\\" in name else None
+        raise FormatError(where, "must have a name that is a path inside the dataset", found=repr(name), fix=fix)
     return PurePosixPath(name).as_posix()
 
 
 def _record(path: Path, name: str, values: Mapping[str, Any], where: str, given: GivenValues) -> Record:
     camera, notes = _camera(values, where)
-    said = GivenValues.of({word.name: _value(word, values) for word in WORDS if _given(values, word.name)})
+    words = {word.name: _value(word, values) for word in WORDS if _given(values, word.name)}
+    depth, array = _depth_file(path, values)
+    if array is not None and words.setdefault("depth_array", array) != array:
+        rule = "must name the array that is behind the file in the column depth, or nothing"
+        raise FormatError("depth_array", rule, found=f"{words['depth_array']!r} and {array!r}")
+    said = GivenValues.of(words)
     others = {key: _file(path, values, key) for key in ("normal", "mask", "segmentation") if _given(values, key)}
     segmentation = others.get("segmentation")
     record = Record(
         name,
         Stored(_file(path, values, "image")),
-        StoredDepth(_file(path, values, "depth")),
+        StoredDepth(depth),
         camera,
-        normal=Stored(others["normal"], _read_normal) if "normal" in others else None,
-        mask=Stored(others["mask"], _read_mask) if "mask" in others else None,
-        segmentation=None if segmentation is None else Stored(segmentation, _read_ids),
+        normal=Stored(others["normal"], read_normal_file) if "normal" in others else None,
+        mask=Stored(others["mask"], read_mask_file) if "mask" in others else None,
+        segmentation=None if segmentation is None else Stored(segmentation, read_segmentation_file),
         labels={} if segmentation is None else _labels(segmentation),
         notes=notes,
+        size_is_said_by="the columns width and height",
     )
     return said.over(given).applied_to(record)
 
@@ -308,39 +319,29 @@ def _as_number(value: Any, key: str) -> float:
             raise TypeError
         return float(value)
     except (TypeError, ValueError, OverflowError):
-        raise FormatError(key, "must be a number", found=repr(value)) from None
+        raise FormatError(key, "must be a number", found=repr(value), fix=decimal_comma(value)) from None
 
 
 def _file(table: Path, values: Mapping[str, Any], key: str) -> Path:
     value = values.get(key)
     if not isinstance(value, str) or not value.strip() or "\0" in value:
         raise FormatError(key, "must name a file", found=repr(value))
-    path = table.parent / value.strip()
-    if not path.is_file():
-        fix = "Paths are relative to the table's folder."
+    path = found_file(table.parent, value.strip())
+    if path is None:
+        fix = why_missing(table.parent, value.strip())
         raise FormatError(key, "must name a file that is there", found=value.strip(), fix=fix)
     return path
 
 
-def _read_normal(path: Path) -> npt.NDArray[Any]:
-    from moge_core.io import read_normal
-
-    if path.suffix.lower() == ".png":
-        return read_normal(path)
-    values = read_array(path)
-    return values if values.dtype.kind == "f" else values.astype(np.float32)
-
-
-def _read_mask(path: Path) -> npt.NDArray[Any]:
-    from moge_core.io import read_mask
-
-    return read_mask(path) if path.suffix.lower() == ".png" else read_array(path)
-
-
-def _read_ids(path: Path) -> npt.NDArray[Any]:
-    from moge_core.io import read_segmentation
-
-    return read_segmentation(path)[0] if path.suffix.lower() == ".png" else read_array(path)
+def _depth_file(table: Path, values: Mapping[str, Any]) -> tuple[Path, str | None]:
+    """The depth file of a row, and the array of it where one is named behind a colon: `depths.npz:depth`."""
+    value = values.get("depth")
+    name, colon, array = value.strip().rpartition(":") if isinstance(value, str) else ("", "", "")
+    if colon and array and "\0" not in name and (table.parent / name).is_file():
+        assert isinstance(value, str)
+        if not (table.parent / value.strip()).is_file():
+            return table.parent / name, array
+    return _file(table, values, "depth"), None
 
 
 def _labels(path: Path) -> Mapping[str, int]:

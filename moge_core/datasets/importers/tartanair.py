@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moge_core.datasets.importers.arrays import read_array
+from moge_core.datasets.importers.calls import repeatable
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics
 from moge_core.datasets.importers.records import ImportOptions, ImportSettings, Record, Stored, StoredDepth
 from moge_core.datasets.importers.source_files import each_once, walk
@@ -44,6 +45,7 @@ _CAMERAS = {
 _VIEW = re.compile(r"image_(?:(?P<v1>left|right)|(?P<v2>[lr]cam_(?:front|back|left|right|top|bottom)))")
 
 
+@repeatable(IMPORTER)
 def import_tartanair(
     source: str | Path,
     out_dir: str | Path,

@@ -21,8 +21,13 @@ if TYPE_CHECKING:
 DepthKind: TypeAlias = Literal["z", "ray", "disparity", "inverse"]
 DEPTH_KINDS: tuple[str, ...] = get_args(DepthKind)
 
-Encoding: TypeAlias = Literal["linear", "float16", "float32", "moge-png", "rgb24", "bgr24", "rotated3"]
+Encoding: TypeAlias = Literal["linear", "float16", "float32", "float32-bgra", "moge-png", "rgb24", "bgr24", "rotated3"]
 ENCODINGS: tuple[str, ...] = get_args(Encoding)
+NEED_SCALE: frozenset[str] = frozenset({"rgb24", "bgr24"})
+"""Encodings of which nobody knows what their whole range stands for."""
+
+Orientation: TypeAlias = Literal["auto", "stored", "upright"]
+Distortion: TypeAlias = Literal["undistort", "ignore"]
 
 Unit: TypeAlias = float | Literal["layout"] | None
 """Metres a unit of depth, None where nobody knows, or what the layout says."""
@@ -75,20 +80,32 @@ WORDS: tuple[Word, ...] = (
     Word(
         "encoding",
         "text",
-        "How numbers are stored: linear, float16 (its bits in 16-bit integers), float32 (its bytes in four channels),"
-        " moge-png (this format's own depth), rgb24 or bgr24 (three bytes in three channels, the least first),"
-        " rotated3 (16 bits turned by three, as SUN RGB-D has them).",
+        "How numbers are stored, if not as such (linear): float16, its bits as 16-bit integers; float32, its bytes in"
+        " red, green, blue, alpha, the least first, or float32-bgra, the least in blue; rgb24 or bgr24, integers of 24"
+        " bits with the least byte in red or in blue; rotated3, 16 bits turned by three (SUN RGB-D); moge-png, this"
+        " format's own depth, which is known by its text fields near and far.",
         choices=ENCODINGS,
     ),
     Word(
         "invalid",
         "number",
-        "Stored value that means unknown, also inf or nan; 0 always does where no offset is given.",
+        "Stored value that means unknown, also inf or nan; 0 always does, but where an offset is given.",
         several=True,
         metavar="VALUE",
     ),
-    Word("infinite", "number", "Stored value that means infinitely far, as sky is.", several=True, metavar="VALUE"),
-    Word("infinite_from", "number", "Depth from here on is infinitely far.", metavar="METRES"),
+    Word(
+        "infinite",
+        "number",
+        "Stored value that means infinitely far, as sky is; also 0.",
+        several=True,
+        metavar="VALUE",
+    ),
+    Word(
+        "infinite_from",
+        "number",
+        "Depth from here on is infinitely far (of kind ray, distance).",
+        metavar="METRES",
+    ),
     Word(
         "depth_unit",
         "unit",
@@ -98,7 +115,8 @@ WORDS: tuple[Word, ...] = (
     Word(
         "depth_array",
         "text",
-        "Which array or channel of a file with several: depth of an NPZ or HDF5 file, ViewLayer.Depth.Z of an EXR.",
+        "Which array, channel, page or band of a file with several: depth of an NPZ, group/depth of an HDF5,"
+        " ViewLayer.Depth.Z of an EXR file, 2 of a TIFF.",
         metavar="NAME",
     ),
     Word("baseline", "number", "Between the cameras of a disparity. Without it depth has no unit.", metavar="METRES"),
@@ -159,6 +177,9 @@ class GivenValues:
             value = getattr(self, name)
             if value is not None and not math.isfinite(value):
                 raise InputError(name, "must be a finite number", found=value)
+        both = sorted(set(self.invalid) & set(self.infinite))
+        if both:
+            raise InputError("infinite", "must name other values than invalid", found=f"{both[0]:g} in both")
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> GivenValues:
@@ -170,8 +191,15 @@ class GivenValues:
         return cls(**given)
 
     def over(self, others: GivenValues) -> GivenValues:
-        """These, and of `others` what these leave unsaid."""
-        return replace(others, **self.said())
+        """These, and of `others` what these leave unsaid.
+
+        A value that these call infinitely far is so even where the others call it unknown, and the other way round.
+        """
+        rest = {
+            "invalid": tuple(value for value in others.invalid if value not in self.infinite),
+            "infinite": tuple(value for value in others.infinite if value not in self.invalid),
+        }
+        return replace(others, **(rest | self.said()))
 
     def said(self) -> dict[str, Any]:
         """What was said, by its names."""
@@ -180,7 +208,8 @@ class GivenValues:
     def applied_to(self, record: Record) -> Record:
         """The record with what the user said in place of what its layout says.
 
-        Values that mean unknown add up. Points have no values, only a unit.
+        Values that mean unknown add up. Points have no stored values: of what was said, only the unit counts for them,
+        and that is told.
 
         Raises:
             InputError: words that do not go together.
@@ -192,20 +221,35 @@ class GivenValues:
         if unit != "layout":
             record = replace(record, depth_unit=unit, unit_is_said=unit is not None)
         depth = record.depth
-        if not said or not isinstance(depth, StoredDepth):
+        if not said:
             return record
-        infinite = (*depth.infinite, *self.infinite)
-        invalid = tuple(dict.fromkeys((*depth.invalid, *(value for value in self.invalid if value != 0))))
+        if not isinstance(depth, StoredDepth):
+            options = ", ".join(f"--{name.replace('_', '-')}" for name in said)
+            note = f"Depth is made of points here, which have no stored values: {options} did not count for them."
+            return replace(record, notes=(*record.notes, note))
+        if self.depth_array is not None and depth.read is not None:
+            found = f"{self.depth_array!r} for {depth.path}"
+            raise InputError("depth_array", "is for layouts whose files may hold several arrays", found=found)
+        infinite = tuple(value for value in (*depth.infinite, *self.infinite) if value not in self.invalid)
         changes = said | {
-            "invalid": tuple(value for value in invalid if value not in self.infinite),
+            "invalid": tuple(
+                dict.fromkeys(value for value in (*depth.invalid, *self.invalid) if value not in self.infinite)
+            ),
             "infinite": tuple(dict.fromkeys(infinite)),
         }
         if self.infinite_from is not None:
             changes["far_from"] = None
-        if self.depth_array is not None and depth.read is not None:
-            found = f"{self.depth_array!r} for {depth.path}"
-            raise InputError("depth_array", "is for layouts whose files may hold several arrays", found=found)
-        return replace(record, depth=replace(depth, **changes))
+        is_said = self.offset is not None or self.encoding is not None
+        return replace(record, depth=replace(depth, **changes), values_are_said=is_said)
+
+
+def no_scale(encoding: str) -> InputError:
+    """The error of an encoding in `NEED_SCALE` without a scale."""
+    return InputError(
+        "scale",
+        f"must be said with the encoding {encoding}: stored units a metre",
+        fix="For depth that fills 24 bits up to FAR metres it is 16777215 / FAR: --depth-scale 16777.215 for CARLA.",
+    )
 
 
 def scaled(options: Mapping[str, Any], name: str, scale: float | None) -> dict[str, Any]:

@@ -7,97 +7,54 @@ run that was killed half-way is finished by the next, with the same result as on
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections.abc import Iterable, Iterator, Mapping
+import functools
+import json
+import platform
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from moge_core.datasets.import_log import append_import, import_log_path
-from moge_core.datasets.importers.frames import Frame, read_frame
-from moge_core.datasets.importers.records import (
-    ImportSettings,
-    Record,
-    Stored,
-    StoredDepth,
-    described,
-    described_items,
-    finding_of,
-)
+from moge_core import __version__
+from moge_core.datasets.import_log import append_import, begin_import, import_log_path
+from moge_core.datasets.importers.calls import current_call
+from moge_core.datasets.importers.frames import read_frame
+from moge_core.datasets.importers.instance_files import FILE_NAMES, encoded
+from moge_core.datasets.importers.leftovers import find_leftovers, remove_instances
+from moge_core.datasets.importers.origins import Origins, Standing, check_target
+from moge_core.datasets.importers.records import ImportSettings, Record, finding_of
+from moge_core.datasets.importers.reports import ImportReport, Result, Tally, median
+from moge_core.datasets.importers.same_source import Sample, earlier_imports, refuse_other_source
 from moge_core.datasets.importers.shared_cameras import check_one_size, each_of_one_size
-from moge_core.datasets.importers.told import Told, ToldOfAll
-from moge_core.datasets.importers.vocabulary import GivenValues
+from moge_core.datasets.importers.suspicions import unlikely_depth
 from moge_core.datasets.layout import (
-    DEPTH_NAME,
-    IMAGE_NAME,
-    MASK_NAME,
+    INSPECTION_NAMES,
     META_NAME,
-    NORMAL_NAME,
-    SEGMENTATION_NAME,
     Finding,
     Progress,
     is_instance_path,
 )
+from moge_core.datasets.normal_axes import NO_NORMALS
 from moge_core.datasets.parallel import parallel_map, parallel_stream
-from moge_core.errors import DatasetError, InputError, InstanceError, MoGeError
-from moge_core.io.files import NamedBytes, write_bytes
+from moge_core.errors import DatasetError, InputError, MoGeError
+from moge_core.io.files import write_bytes
 
-_VERSION = 3
-# By the names that `Record.parts` has.
-_FILE_OF_PART = {
-    "image": IMAGE_NAME,
-    "depth": DEPTH_NAME,
-    "normal": NORMAL_NAME,
-    "mask": MASK_NAME,
-    "segmentation": SEGMENTATION_NAME,
-}
-_FILE_NAMES = (*_FILE_OF_PART.values(), META_NAME)
+__all__ = ["ImportReport", "Repeatable", "check_folders", "run_import"]
+
+_REPLACED_NAME = "replaced_meta.jsonl"
 
 
 @dataclass(frozen=True)
-class ImportReport:
-    """What an import did.
+class Repeatable(Iterable[Record | Finding]):
+    """Records that are made anew each time that they are asked for, so that they need not be held to be seen twice."""
 
-    Attributes:
-        out_dir: the dataset.
-        instances: all instances of this source that are now complete, sorted.
-        num_written: how many of them were written by this run; the rest was there already.
-        skipped: files that did not become instances, and why.
-        notes: what a person should know about how the source was read.
-        median_depth_m, valid_share, fov_x_deg: medians over the instances written by this run; None when none was.
-        log_path: the log that holds all of this.
-        label_type: loss set of the configuration entry.
-        metric: whether the depth has a unit; None when instances differ.
-        depth_unit: metres a unit of depth; None without a unit, or when instances differ.
-    """
+    make: Callable[[], Iterator[Record | Finding]]
 
-    out_dir: Path
-    instances: list[str]
-    num_written: int
-    skipped: list[Finding]
-    notes: list[str]
-    median_depth_m: float | None
-    valid_share: float | None
-    fov_x_deg: float | None
-    log_path: Path
-    label_type: str = "sfm"
-    metric: bool | None = True
-    depth_unit: float | None = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Result:
-    instance: str
-    written: bool = False
-    finding: Finding | None = None
-    depth_median: float = np.nan
-    valid_share: float = np.nan
-    fov_x_deg: float = np.nan
-    depth_unit: float | None = None
-    told: Told | None = None
+    def __iter__(self) -> Iterator[Record | Finding]:
+        return self.make()
 
 
 def check_folders(source_dir: str | Path, out_dir: str | Path) -> tuple[Path, Path]:
@@ -126,6 +83,7 @@ def run_import(
     *,
     options: Mapping[str, Any] | None = None,
     notes: Iterable[str] = (),
+    taken_for: Iterable[str] = (),
     identity: str | None = None,
     total: int | None = None,
     progress: Progress | None = None,
@@ -140,51 +98,63 @@ def run_import(
         settings: see `ImportSettings`.
         options: how the source is read, for the log.
         notes: what is to be told besides.
+        taken_for: what was taken for what, for the summary.
         identity: by which instances of this source are known again even where they come from other files now, as when
             a table is corrected; by default from its files.
-        total: how many records there are. Told beforehand, they are taken as they come, and never all held.
+        total: how many there are. Told beforehand, they are taken as they come, and never all held: they should be
+            `Repeatable` then, because in a dataset that holds instances already they are looked at before.
         progress: called as `progress(done, total)`.
 
     Raises:
-        DatasetError: no record, none that could be imported, or a `.moge` that leads out of the dataset.
+        DatasetError: no record, none that could be imported, instances that another source made, or a `.moge` that
+            leads out of the dataset.
     """
-    base = source if source.is_dir() else source.parent
+    how = {**(options or {}), **_asked(settings)}
+    if settings.dry_run:
+        return replace(_dry_run(importer, source, out, records, settings, how, notes), taken_for=list(taken_for))
     log_path = import_log_path(out)
+    events = earlier_imports(out)
+    # What is new needs no look at what stands there.
+    may_hold_instances = out.is_dir() and any(out.iterdir())
     skipped: list[Finding] = []
-    accepted = _accepted(records, settings, skipped)
-    out.mkdir(parents=True, exist_ok=True)
-    work = _Writer(importer, base, out, settings, identity)
-    tally = _Tally([], [], [], [], ToldOfAll(), set())
+    sample = Sample()
+    accepted: Iterable[Record]
     if total is None:
-        kept = list(accepted)
-        check_one_size(kept)
-        results = parallel_map(work, kept, progress)
+        accepted = list(sample.watch(_accepted(records, settings, skipped)))
+        check_one_size(accepted)
+    elif may_hold_instances:
+        records = list(records) if isinstance(records, Iterator) else records
+        for _ in sample.watch(_accepted(records, settings, [])):
+            pass
+        accepted = _accepted(records, settings, skipped)
     else:
-        results = parallel_stream(work, each_of_one_size(accepted, skipped), total, progress)
+        accepted = sample.watch(_accepted(records, settings, skipped))
+    digests = sample.digests()
+    if may_hold_instances:
+        looked_at = accepted if total is None else _accepted(records, settings, [])
+        refuse_other_source(importer, source, out, looked_at, settings, events, digests, how)
+
+    out.mkdir(parents=True, exist_ok=True)
+    begin_import(log_path, importer=importer, source=str(source), options=how, sample=digests)
+    base = source if source.is_dir() else source.parent
+    work = _Writer(out, settings, Origins(importer, base, settings, identity))
+    tally = Tally()
+    if isinstance(accepted, list):
+        results = parallel_map(work, accepted, progress)
+    else:
+        results = parallel_stream(work, each_of_one_size(accepted, skipped), total or 0, progress)
     for result in results:
         tally.add(result, skipped)
-    told = [*notes, *tally.told.lines()]
-    unit = tally.depth_units.pop() if len(tally.depth_units) == 1 else None
-    metric = None if tally.depth_units else unit is not None
-    report = ImportReport(
-        out_dir=out,
-        instances=sorted(tally.instances),
-        num_written=len(tally.medians),
-        skipped=skipped,
-        notes=told,
-        median_depth_m=_median(tally.medians),
-        valid_share=_median(tally.valid_shares),
-        fov_x_deg=_median(tally.fovs_x),
-        log_path=log_path,
-        label_type=settings.label_type,
-        metric=metric,
-        depth_unit=unit,
-    )
-    if report.metric and report.median_depth_m is not None and not 0.05 < report.median_depth_m < 500:
-        told.append(
-            f"A typical depth of {report.median_depth_m:.3g} m is unlikely; check --depth-scale (`scale` in a table)."
-        )
-    _append_log(report, importer, source, settings, options or {})
+    made = {*tally.instances, *tally.failed}
+    leftovers = find_leftovers(importer, source, out, settings, identity, events, made) if tally.instances else []
+    kept = remove_instances(out, leftovers) if settings.prune else []
+    report = _report_of(tally, out, settings, skipped, [*notes, *_remarks(tally, out, kept)], leftovers, source)
+    report = replace(report, taken_for=list(taken_for))
+    typical_depth = tally.told.typical_depth or report.median_depth_m
+    unlikely = unlikely_depth(typical_depth, tally.told.scale) if report.metric else None
+    if unlikely is not None:
+        report.notes.append(unlikely)
+    _append_log(report, importer, source, how, digests or sample.digests())
     if not report.instances:
         first = skipped[0] if skipped else None
         raise DatasetError(
@@ -220,71 +190,79 @@ def _accepted(
                 told = (*told, "Some names differ only by case; on macOS, Windows and in archives they become one.")
             names.add(name)
             folded.add(name.casefold())
-            yield settings.values.applied_to(replace(record, name=name, notes=told))
+            normal = None if settings.normal_axes == NO_NORMALS else record.normal
+            yield settings.values.applied_to(replace(record, name=name, notes=told, normal=normal))
 
 
-@dataclass
-class _Tally:
-    """What the results add up to; they themselves are not kept."""
+def _dry_run(
+    importer: str,
+    source: Path,
+    out: Path,
+    records: Iterable[Record | Finding],
+    settings: ImportSettings,
+    how: Mapping[str, Any],
+    notes: Iterable[str],
+) -> ImportReport:
+    from moge_core.datasets.importers.dry_run import understand
 
-    instances: list[str]
-    medians: list[float]
-    valid_shares: list[float]
-    fovs_x: list[float]
-    told: ToldOfAll
-    depth_units: set[float | None]
-
-    def add(self, result: _Result, skipped: list[Finding]) -> None:
-        if result.finding is not None:
-            skipped.append(result.finding)
-            return
-        self.instances.append(result.instance)
-        self.depth_units.add(result.depth_unit)
-        if result.told is not None:
-            self.told.add(result.told)
-        if result.written:
-            self.medians.append(result.depth_median)
-            self.valid_shares.append(result.valid_share)
-            self.fovs_x.append(result.fov_x_deg)
+    skipped: list[Finding] = []
+    sample = Sample()
+    watched = sample.watch(_accepted(records, settings, skipped))
+    report = understand(source, out, watched, settings, notes, skipped)
+    events = earlier_imports(out)
+    try:
+        if events:
+            refuse_other_source(importer, source, out, (), settings, events, sample.digests(), how)
+    except DatasetError as error:
+        report.notes.append(f"This import would be refused: {error}")
+    return report
 
 
 class _Writer:
     """Makes the instance of one record, where it is not there already."""
 
-    def __init__(self, importer: str, base: Path, out: Path, settings: ImportSettings, identity: str | None) -> None:
-        self.importer = importer
-        self.base = f"{base}/"
+    def __init__(self, out: Path, settings: ImportSettings, origins: Origins) -> None:
         self.out = out
         self.settings = settings
-        self.identity = identity
+        self.origins = origins
+        self.replaced = _ReplacedMetas(import_log_path(out).with_name(_REPLACED_NAME))
 
-    def __call__(self, record: Record) -> _Result:
+    def __call__(self, record: Record) -> Result:
         try:
             return self._write(record)
         except (MoGeError, OSError) as error:
-            return _Result(record.name, finding=finding_of(record.name, error))
+            return Result(record.name, finding=finding_of(record.name, error))
         except Exception as error:
             evidence = f"could not be read: {type(error).__name__}: {error}"
             fix = "Mend or remove the file. If it is sound, this is a defect of the importer; please tell."
-            return _Result(record.name, finding=Finding(record.name, "importable", "error", evidence, fix))
+            return Result(record.name, finding=Finding(record.name, "importable", "error", evidence, fix))
 
-    def _write(self, record: Record) -> _Result:
+    def _write(self, record: Record) -> Result:
         from moge_core.geometry import intrinsics_to_fov
 
         folder = self.out / record.name
-        self._check_target(folder, record)
-        origin = self._origin(record)
+        check_target(folder, record)
+        origin = self.origins.of(record)
         unit = record.depth_unit if record.is_metric else None
-        if self._is_up_to_date(record, folder, origin):
-            return _Result(record.name, depth_unit=unit)
+        standing = self.origins.standing(record, folder, origin)
+        if standing is not None and standing.is_current:
+            return Result(record.name, lacks_pose=standing.lacks_pose, depth_unit=standing.meta.get("depth_unit"))
         frame = read_frame(record, self.settings)
+        if frame.told.is_relative:
+            unit = None
+        own_keys = {} if standing is None else standing.own_keys()
+        is_edited = standing is not None and standing.is_edited(folder)
         # Everything is encoded before the folder is touched: what cannot be stored leaves it as it was.
-        contents = _encoded(frame, record, unit, self.settings.label_type, origin)
+        contents = encoded(frame, record, unit, self.settings.label_type, origin, own_keys)
+        if standing is not None:
+            frame.told.suspicions |= _lost(standing, folder, contents)
 
+        if standing is not None and is_edited:
+            self.replaced.keep(record.name, standing.text)
         folder.mkdir(parents=True, exist_ok=True)
         # Without meta.json there is no instance: it goes first and comes last.
         (folder / META_NAME).unlink(missing_ok=True)
-        for name in _FILE_NAMES:
+        for name in FILE_NAMES:
             if name not in contents:
                 (folder / name).unlink(missing_ok=True)
         for leftover in folder.glob(".*.tmp"):
@@ -293,9 +271,11 @@ class _Writer:
             write_bytes(folder / name, content)
 
         known = frame.depth[np.isfinite(frame.depth)]
-        return _Result(
+        return Result(
             record.name,
             written=True,
+            replaced=standing is not None,
+            edited=is_edited,
             depth_median=float(np.median(known)) * (unit or 1.0) if known.size else np.nan,
             valid_share=known.size / frame.depth.size,
             fov_x_deg=float(np.degrees(intrinsics_to_fov(frame.intrinsics)[0])),
@@ -303,148 +283,137 @@ class _Writer:
             told=frame.told,
         )
 
-    def _check_target(self, folder: Path, record: Record) -> None:
-        """Refuse to write through links, and over what is read.
+
+def _lost(standing: Standing, folder: Path, contents: Mapping[str, bytes]) -> set[str]:
+    """What is to be told of an instance that is replaced."""
+    told = set()
+    own = standing.own_keys()
+    if own:
+        told.add(f"Keys of meta.json that no import writes were kept in replaced instances: {', '.join(sorted(own))}")
+    gone = [name for name in FILE_NAMES if name not in contents and (folder / name).exists()]
+    if gone:
+        told.add(f"{', '.join(gone)} of replaced instances went, because this import makes none")
+    others = sorted(
+        file.name
+        for file in folder.iterdir()
+        if file.name not in {*FILE_NAMES, *INSPECTION_NAMES} and not file.name.startswith(".")
+    )
+    if others:
+        told.add(f"Other files in replaced instances stayed and may belong to what was there: {', '.join(others)}")
+    return told
+
+
+class _ReplacedMetas:
+    """Texts of meta.json files that somebody had edited, in a file that nobody overwrites."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lock = threading.Lock()
+
+    def keep(self, instance: str, text: str) -> None:
+        """Add one, before it is replaced.
 
         Raises:
-            InstanceError: naming the link or the file.
+            DatasetError: the file would lie outside of the dataset.
         """
-        real = os.path.realpath(folder)
-        if real != os.path.normpath(folder):
-            raise InstanceError(
-                folder, "must lie inside the dataset", found=f"a link to {real}", fix="Remove the link."
-            )
-        for name in _FILE_NAMES:
-            if os.path.islink(f"{real}/{name}"):  # noqa: PTH114 - a Path for each file of a million frames is slow
-                raise InstanceError(folder / name, "must be a file of its own", found="a link", fix="Remove the link.")
-        for file in record.files():
-            if os.path.realpath(file).startswith(f"{real}/"):
-                raise InstanceError(
-                    folder,
-                    "must not be written into, because the frame is read from there",
-                    found=str(file),
-                    fix="Import into another folder, or with another --name-prefix.",
-                )
-
-    def _origin(self, record: Record) -> dict[str, str]:
-        """What an instance was made from: names for people, and a digest that changes with settings and sizes.
-
-        Nothing in it depends on the machine, so that equal imports give equal datasets.
-        """
-        # What the user said of values is in the record already.
-        settings = replace(self.settings, name_prefix="", values=GivenValues())
-        texts = [
-            described(settings),
-            described(record.camera),
-            repr(record.depth_unit),
-            repr(sorted(record.labels.items())),
-            *(f"{name} {self._label(part)} {described_items(part)!r}" for name, part in record.parts()),
-        ]
-        depth = record.depth
-        if isinstance(depth, StoredDepth) and record.is_metric != (
-            record.depth_unit is not None and not (depth.kind == "disparity" and depth.baseline is None)
-        ):
-            texts.append("with a unit" if record.is_metric else "without a unit")
-        texts += [f"{self._relative(path)} {path.stat().st_size}" for path in record.files()]
-        data = "\0".join([str(_VERSION), *texts]).encode("utf-8", "surrogateescape")
-        origin = {
-            "importer": self.importer,
-            "image": self._label(record.image),
-            "depth": self._label(record.depth),
-            "digest": hashlib.sha256(data).hexdigest(),
-        }
-        return origin if self.identity is None else origin | {"from": self.identity}
-
-    def _is_up_to_date(self, record: Record, folder: Path, origin: dict[str, str]) -> bool:
-        """True when this very import made the instance already and its files did not change since.
-
-        Raises:
-            InstanceError: an instance stands there that another import or none made; it is not ours to overwrite.
-        """
-        from moge_core.io import read_meta
-
-        path = folder / META_NAME
-        if not path.exists():
-            return False
-        existing = read_meta(path).get("source")
-        fix = "Import into another folder, or with another --name-prefix."
-        if not isinstance(existing, dict) or existing.get("importer") != self.importer:
-            found = f"a {META_NAME} that is not from {self.importer}"
-            raise InstanceError(folder, "must not hold an instance that was made otherwise", found=found, fix=fix)
-        known_again = self.identity is not None and existing.get("from") == self.identity
-        if not known_again and any(existing.get(name) != origin[name] for name in ("image", "depth")):
-            found = f"one made from {existing.get('image')} and {existing.get('depth')}"
-            raise InstanceError(folder, "must not hold the instance of other files", found=found, fix=fix)
-        # The change time moves whenever a file is written or replaced, even if its modification time is old.
-        changed = max(file.stat().st_ctime_ns for file in record.files())
-        complete = all((folder / _FILE_OF_PART[part]).is_file() for part, _ in record.parts())
-        return existing == origin and complete and changed <= path.stat().st_mtime_ns
-
-    def _label(self, part: Stored) -> str:
-        return self._relative(part.path) + (f"#{part.part}" if part.part else "")
-
-    def _relative(self, path: Path) -> str:
-        text = str(path)
-        if text.startswith(self.base):
-            return text[len(self.base) :]
-        return Path(os.path.relpath(path, self.base)).as_posix()
+        if self.path.is_symlink():
+            raise DatasetError(self.path, "must lie inside the dataset", found=f"a link to {self.path.readlink()}")
+        line = json.dumps({"instance": instance, "meta": text}) + "\n"
+        with self.lock, self.path.open("a", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(line)
 
 
-def _encoded(
-    frame: Frame, record: Record, unit: float | None, label_type: str, origin: Mapping[str, str]
-) -> dict[str, bytes]:
-    """The files of an instance by name, meta.json last.
+def _remarks(tally: Tally, out: Path, kept: list[str]) -> list[str]:
+    """What is to be told of an import as a whole."""
+    told = tally.told.lines()
+    if tally.counts["edited"]:
+        path = import_log_path(out).with_name(_REPLACED_NAME)
+        told.append(
+            f"meta.json of {tally.counts['edited']} replaced instances had been edited, and is as the import makes it"
+            f" now; what stood there is in {path}."
+        )
+    if tally.counts["without pose"]:
+        told.append(
+            f"{tally.counts['without pose']} instances were made before poses were read and were left as they are,"
+            " without one. Remove them and import again to give them poses."
+        )
+    if kept:
+        told.append(f"Folders of removed instances that hold other files were left: {', '.join(kept[:5])}.")
+    return told
 
-    Raises:
-        PrecisionError, InputError: values that the formats cannot hold.
-    """
-    from moge_core.io import write_depth, write_image, write_mask, write_meta, write_normal, write_segmentation
 
-    files: dict[str, NamedBytes] = {}
-
-    def file(name: str) -> NamedBytes:
-        files[name] = NamedBytes(f"{record.name}/{name}")
-        return files[name]
-
-    if frame.jpeg is None:
-        write_image(file(IMAGE_NAME), frame.image, quality=95, format="jpeg")
-    else:
-        file(IMAGE_NAME).write(frame.jpeg)
-    write_depth(file(DEPTH_NAME), frame.depth)
-    if frame.normal is not None:
-        write_normal(file(NORMAL_NAME), frame.normal)
-    if frame.mask is not None:
-        write_mask(file(MASK_NAME), frame.mask)
-    if frame.segmentation is not None:
-        write_segmentation(file(SEGMENTATION_NAME), frame.segmentation, dict(record.labels))
-    meta: dict[str, Any] = {"intrinsics": frame.intrinsics}
-    if unit is not None:
-        meta["depth_unit"] = unit
-    write_meta(file(META_NAME), {**meta, "label_type": label_type, "source": dict(origin)})
-    return {name: content.getvalue() for name, content in files.items()}
+def _report_of(
+    tally: Tally,
+    out: Path,
+    settings: ImportSettings,
+    skipped: list[Finding],
+    notes: list[str],
+    leftovers: list[str],
+    source: Path,
+) -> ImportReport:
+    unit = tally.depth_units.pop() if len(tally.depth_units) == 1 else None
+    call = current_call()
+    return ImportReport(
+        out_dir=out,
+        instances=sorted(tally.instances),
+        num_written=len(tally.medians),
+        skipped=skipped,
+        notes=notes,
+        median_depth_m=median(tally.medians),
+        valid_share=median(tally.valid_shares),
+        fov_x_deg=median(tally.fovs_x),
+        log_path=import_log_path(out),
+        label_type=settings.label_type,
+        metric=None if tally.depth_units else unit is not None,
+        depth_unit=unit,
+        num_replaced=tally.counts["replaced"],
+        leftovers=[] if settings.prune else leftovers,
+        num_removed=len(leftovers) if settings.prune else 0,
+        command=None if call is None else call.command(source=Path(call.source).resolve(), out=out),
+    )
 
 
 def _append_log(
-    report: ImportReport, importer: str, source: Path, settings: ImportSettings, options: Mapping[str, Any]
+    report: ImportReport,
+    importer: str,
+    source: Path,
+    how: Mapping[str, Any],
+    digests: Mapping[str, tuple[str | None, str | None]],
 ) -> None:
+    call = current_call()
     append_import(
         report.log_path,
         importer=importer,
         source=str(source),
-        options={**options, **_asked(settings)},
+        options=how,
         instances=len(report.instances),
         written=report.num_written,
+        replaced=report.num_replaced,
+        removed=report.num_removed,
+        leftovers=report.leftovers,
+        asked=None if call is None else call.for_log(),
+        command=report.command,
+        versions=_versions(),
+        sample=digests,
         notes=report.notes,
         skipped=[{"file": finding.instance, "why": finding.evidence, "fix": finding.fix} for finding in report.skipped],
     )
 
 
+@functools.cache
+def _versions() -> dict[str, str]:
+    """Versions of what decides the bytes of an instance."""
+    from moge_core.io.opencv import cv2
+
+    return {
+        "moge": __version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "opencv": str(cv2.__version__),
+    }
+
+
 def _asked(settings: ImportSettings) -> dict[str, Any]:
     """What was asked of every importer, by the names of its options."""
-    own = {one.name: getattr(settings, one.name) for one in fields(settings) if one.name != "values"}
+    own = {one.name: getattr(settings, one.name) for one in fields(settings) if one.repr and one.name != "values"}
     return own | settings.values.said()
-
-
-def _median(values: list[float]) -> float | None:
-    known = [value for value in values if np.isfinite(value)]
-    return float(np.median(known)) if known else None

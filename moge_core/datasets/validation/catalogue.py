@@ -234,7 +234,7 @@ _CATALOGUE = (
         "full",
         "at least one pixel has a finite depth",
         "all unknown or all sky: a wrong scale or wrong invalid values in an import",
-        "Check the import's scale and invalid values, or remove the instance.",
+        "Import again with the right --scale and --invalid, or remove the instance.",
     ),
     Rule(
         "depth-mostly-known",
@@ -242,7 +242,7 @@ _CATALOGUE = (
         "full",
         "enough pixels have a depth",
         "a failed scan, a wrong mask, a wrong maximum depth",
-        "Check the import, or quarantine the instance.",
+        "Check --invalid, --max-depth and the masks of the import, or quarantine the instance.",
     ),
     Rule(
         "depth-varies",
@@ -258,7 +258,7 @@ _CATALOGUE = (
         "full",
         "depth does not end in a wall of its greatest value",
         "values beyond a sensor's or format's limit were clipped to it",
-        "Import with a --max-depth below the limit: what is clipped becomes unknown.",
+        "Import again with a --max-depth below the limit: what is clipped becomes unknown.",
     ),
     Rule(
         "sky-infinite",
@@ -266,7 +266,15 @@ _CATALOGUE = (
         "full",
         "what is infinitely far is +Inf",
         "sky stored as a huge number or as the greatest value",
-        "Import again with that value as infinitely far (or --invalid where it means unknown).",
+        "Import again with --infinite and the stored value, or with --infinite-from and metres.",
+    ),
+    Rule(
+        "infinity-is-sky",
+        "warning",
+        "full",
+        "what is infinitely far is sky: open to the upper border and above the horizon",
+        "+Inf of a sensor for no return: holes, specks, stripes, walls beyond its range",
+        "Import again with --invalid inf (or with the value that --infinite named): what did not return is unknown.",
     ),
     Rule(
         "marker-not-depth",
@@ -275,6 +283,22 @@ _CATALOGUE = (
         "a sensor's marker of the unknown is no depth",
         "65535 (or its depth, such as 65.535 m) stored as depth",
         "Import again with --invalid 65535.",
+    ),
+    Rule(
+        "depth-bits-in-order",
+        "warning",
+        "full",
+        "stored integers are numbers",
+        "SUN RGB-D's integers, whose bits are turned by three places: eight times too large, and wrapped beyond 8 m",
+        "Import again with --encoding rotated3.",
+    ),
+    Rule(
+        "depth-not-float16-bits",
+        "warning",
+        "full",
+        "stored integers are numbers, not the bits of others",
+        "float16 written into a 16-bit PNG bit by bit, read as millimetres",
+        "Import again with --encoding float16 --scale 1.",
     ),
     Rule(
         "depth-levels",
@@ -298,7 +322,7 @@ _CATALOGUE = (
         "full",
         "depth is z, not its inverse",
         "disparity (or inverse depth) stored as depth: planes are bent",
-        "Import again with kind disparity (and baseline and doffs) or inverse.",
+        "Import again with --kind disparity, or with --kind inverse where it is 1/depth.",
     ),
     Rule(
         "depth-not-inverted",
@@ -306,7 +330,7 @@ _CATALOGUE = (
         "full",
         "near is small and far is large",
         "maximum minus depth was stored, as in pictures where near is bright",
-        "Import the depth itself.",
+        "Import the depth itself, not a picture in which near is bright.",
     ),
     Rule(
         "depth-along-axis",
@@ -314,14 +338,14 @@ _CATALOGUE = (
         "full",
         "depth is z along the optical axis, not the length of the viewing ray",
         "Euclidean distances stored as z (Hypersim, ray casters): planes are bowls",
-        "Import again with kind ray.",
+        "Import again with --kind ray.",
     ),
     Rule(
         "registered",
         "warning",
         "full",
         "edges of depth lie on edges of the image (a suspicion, not a verdict)",
-        "the depth camera's own view, shifted crops, or the depth of another frame",
+        "the depth camera's own view (raw Kinect, raw NYU), shifted crops, or the depth of another frame",
         "Use depth registered to the colour camera; look at the overlay in the quality report.",
     ),
     Rule(
@@ -330,7 +354,7 @@ _CATALOGUE = (
         "full",
         "metric depth is as large as scenes are",
         "a scale off by 1000 (millimetres as metres) or by 5 (5000 read as 1000), or relative depth marked metric",
-        "Import again with the right --depth-scale, or leave depth_unit out where nobody knows it.",
+        "Import again with the right --scale (stored units a metre), or with --depth-unit none where nobody knows it.",
     ),
     Rule(
         "density-fits-label",
@@ -354,7 +378,7 @@ _CATALOGUE = (
         "dataset",
         "instances agree on the unit of depth",
         "a part was imported with another scale",
-        "Import that part again with the scale of the others.",
+        "Import that part again with the --scale of the others.",
     ),
     Rule(
         "intrinsics-consistent",
@@ -362,7 +386,7 @@ _CATALOGUE = (
         "dataset",
         "images of one scene and size share their focal length",
         "the intrinsics of another camera or resolution",
-        "Check the intrinsics of this instance.",
+        "Check the intrinsics of this instance, and --intrinsics-size where they refer to another resolution.",
     ),
     Rule(
         "density-consistent",
@@ -378,7 +402,31 @@ _CATALOGUE = (
         "dataset",
         "where meta.json has poses, the points of one frame lie on the depth of its neighbour",
         "ray lengths stored as z, a wrong scale or focal length, poses of another convention",
-        "Check kind and scale of the depth, the intrinsics, and that `pose` is camera-to-world in OpenCV axes.",
+        "Check --kind and --scale of the depth, the --intrinsics, and that `pose` is camera-to-world in OpenCV axes.",
+    ),
+    Rule(
+        "normals-fit-depth",
+        "warning",
+        "full",
+        "normals are those of the depth's surfaces: in OpenCV's camera axes, towards the camera, of this frame",
+        "axes of OpenGL or of the world, normals that look away, vectors left in a range of 0 to 1, another frame",
+        "Pair each normal map with its frame, or import again with --normal-axes none.",
+    ),
+    Rule(
+        "mask-fits-depth",
+        "warning",
+        "full",
+        "a mask is true where depth can be trusted, and of this frame",
+        "true and false the other way round, a mask of another frame or shifted",
+        "Pair each mask with its frame, or delete mask.png: training can do without.",
+    ),
+    Rule(
+        "segmentation-fits",
+        "warning",
+        "full",
+        "borders of a segmentation lie on edges of image and depth",
+        "the segmentation of another frame, or shifted",
+        "Pair each segmentation with its frame, or delete segmentation.png: training can do without.",
     ),
 )
 

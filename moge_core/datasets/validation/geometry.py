@@ -1,4 +1,4 @@
-"""What the shape of a depth map says: z, ray length, disparity or inverted; the floor; image and depth together.
+"""What the shape of a depth map says: z, ray length, disparity or inverted; the floor and the ceiling.
 
 Rooms, roads and facades are full of planes, and each way of storing depth bends planes in its own way. Three pixels at
 equal distances in a row or column see a plane when 1/z is linear over them; of a disparity, the stored value itself is;
@@ -30,12 +30,12 @@ _LEAST_SLOPE, _MOST_SLOPE, _FIT = 0.08, 1.2, 0.15
 _LEAST_BEND = 0.004
 # How far apart suggested maxima of an inverted map may be to be one.
 _SAME_MAXIMUM = 0.15
-_FLOOR_CONE = (
-    0.82  # cosine between a floor's normal and the image's vertical: the camera looks up or down by 35 degrees
-)
+# Shares of the sloped triples that must lie on planes as disparity, or as maximum minus depth, to be told: curved
+# surfaces alone reach 0.07 of the latter.
+_DISPARITY_SHARE, _INVERTED_SHARE = 0.01, 0.08
+# Cosine between a floor's normal and the image's vertical: the camera looks up or down by 35 degrees.
+_FLOOR_CONE = 0.82
 _FLOOR_POINTS = 1500  # so many tell a plane as well as all
-
-_MOST_BEND = 0.05  # a stronger edge of depth says no more than this one
 
 
 @dataclass(frozen=True)
@@ -146,9 +146,9 @@ def judge_shape(votes: Votes, settings: ValidationSettings) -> Iterator[tuple[st
     """(rule, evidence) for what the votes are against."""
     least = settings.min_votes
     straight = f"of {votes.sloped} pixel triples on slopes {votes.z} lie on planes as z"
-    is_disparity = votes.disparity >= max(least, 0.008 * votes.sloped) and votes.disparity > 2.3 * votes.z
+    is_disparity = votes.disparity >= max(least, _DISPARITY_SHARE * votes.sloped) and votes.disparity > 2.3 * votes.z
     rivals = max(votes.z, votes.disparity)
-    is_inverted = votes.inverted >= max(2 * least, 0.06 * votes.sloped) and votes.inverted > 4 * rivals
+    is_inverted = votes.inverted >= max(2 * least, _INVERTED_SHARE * votes.sloped) and votes.inverted > 4 * rivals
     # Where few planes are seen both may be suspected.
     if is_disparity:
         yield "depth-not-disparity", f"{straight}, {votes.disparity} as disparity"
@@ -159,8 +159,33 @@ def judge_shape(votes: Votes, settings: ValidationSettings) -> Iterator[tuple[st
         yield "depth-along-axis", evidence
 
 
-def camera_height(depth: Map, intrinsics: npt.NDArray[np.float64]) -> float | None:
-    """Distance from the camera to the lowest large floor-like plane, in units of the depth; None where none is seen.
+@dataclass(frozen=True)
+class LevelPlanes:
+    """Large planes that are about level, as the camera sees them.
+
+    Attributes:
+        floor: distance from the camera to the lowest one below it, in units of the depth; None where none is seen.
+        ceiling: distance to the highest one above it; None likewise.
+        floor_normal: (3,) unit vector downwards in camera axes (x right, y down, z forward); None without a floor.
+    """
+
+    floor: float | None
+    ceiling: float | None
+    floor_normal: npt.NDArray[np.float64] | None
+
+    @property
+    def room_height(self) -> float | None:
+        """From the floor to the ceiling, where both are seen."""
+        return None if self.floor is None or self.ceiling is None else self.floor + self.ceiling
+
+    def times(self, unit: float) -> LevelPlanes:
+        """The same planes in another unit."""
+        floor, ceiling = (None if of is None else of * unit for of in (self.floor, self.ceiling))
+        return LevelPlanes(floor, ceiling, self.floor_normal)
+
+
+def find_level_planes(depth: Map, intrinsics: npt.NDArray[np.float64]) -> LevelPlanes:
+    """The floor below the camera and the ceiling above it.
 
     Args:
         depth: grid (h, w), NaN where unknown.
@@ -170,7 +195,7 @@ def camera_height(depth: Map, intrinsics: npt.NDArray[np.float64]) -> float | No
     depth = depth[::2, ::2] if min(depth.shape) >= 32 else depth
     height, width = depth.shape
     if min(height, width) < 8:
-        return None
+        return LevelPlanes(None, None, None)
     u = ((np.arange(width, dtype=np.float32) + 0.5) / width - intrinsics[0, 2]) / intrinsics[0, 0]
     v = ((np.arange(height, dtype=np.float32) + 0.5) / height - intrinsics[1, 2]) / intrinsics[1, 1]
     y = depth * v[:, None].astype(np.float32)
@@ -180,115 +205,36 @@ def camera_height(depth: Map, intrinsics: npt.NDArray[np.float64]) -> float | No
     bx, by, bz = (of[2:, 1:-1] - of[:-2, 1:-1] for of in (x, y, depth))
     nx, ny, nz = ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx
     length = np.sqrt(nx * nx + ny * ny + nz * nz)
+    points, normals = (x, y, depth), (nx, ny, nz)
     with np.errstate(invalid="ignore", divide="ignore"):
-        floor = (np.abs(ny) > _FLOOR_CONE * length) & (y[1:-1, 1:-1] > 0)
-    num_floor = int(np.count_nonzero(floor))
-    if num_floor < max(24, 0.03 * depth.size):
+        level = np.abs(ny) > _FLOOR_CONE * length
+    least = max(24, 0.03 * depth.size)
+    below = _level_plane(points, normals, length, level & (y[1:-1, 1:-1] > 0), least, 1.0)
+    above = _level_plane(points, normals, length, level & (y[1:-1, 1:-1] < 0), least, -1.0)
+    return LevelPlanes(below and below[0], above and above[0], below and below[1])
+
+
+def _level_plane(
+    points: tuple[Map, Map, Map],
+    normals: tuple[Map, Map, Map],
+    length: Map,
+    chosen: npt.NDArray[np.bool_],
+    least: float,
+    side: float,
+) -> tuple[float, npt.NDArray[np.float64]] | None:
+    """Distance and normal of the plane farthest to one side (1 below, -1 above) among the chosen level points."""
+    num_chosen = int(np.count_nonzero(chosen))
+    if num_chosen < least:
         return None
-    rows, columns = (index[:: max(1, num_floor // _FLOOR_POINTS)] for index in np.nonzero(floor))
-    ny_there = ny[rows, columns]
-    scale = np.sign(ny_there) / length[rows, columns]
-    normal = np.array([np.median(of[rows, columns] * scale) for of in (nx, ny, nz)])
+    rows, columns = (index[:: max(1, num_chosen // _FLOOR_POINTS)] for index in np.nonzero(chosen))
+    scale = side * np.sign(normals[1][rows, columns]) / length[rows, columns]
+    normal = np.array([np.median(of[rows, columns] * scale) for of in normals])
     normal /= np.linalg.norm(normal)
-    points = (of[rows + 1, columns + 1] for of in (x, y, depth))
-    distance = np.sum([of * part for of, part in zip(points, normal, strict=True)], axis=0)
+    there = (of[rows + 1, columns + 1] for of in points)
+    distance = np.sum([of * part for of, part in zip(there, normal, strict=True)], axis=0)
     distance = distance[distance > 0]
     if distance.size < 24:
         return None
     lowest = np.quantile(distance, 0.9)
     plane = distance[np.abs(distance - lowest) < 0.15 * lowest]
-    return float(np.median(plane)) if plane.size >= 0.25 * distance.size else None
-
-
-@dataclass(frozen=True)
-class Registration:
-    """How well edges of depth lie on edges of the image.
-
-    Attributes:
-        shift: (x, y) of the depth that would fit best, as shares of the image's longer side.
-        best, here: correlation there and as it is.
-        step: share of the longer side that one cell of the search is.
-        edges: share of the cells that are edges of depth.
-    """
-
-    shift: tuple[float, float]
-    best: float
-    here: float
-    step: float
-    edges: float
-
-
-def register(grey: npt.NDArray[np.uint8], depth: Map) -> Registration | None:
-    """Correlation of the edges of image and depth over small shifts; None where either has no edges.
-
-    An edge of depth is where 1/depth is not linear along a row or column, so that slanted planes have none. Rows and
-    columns are kept apart: a vertical edge must meet a vertical one.
-
-    Args:
-        grey: the image, of any size and the same field.
-        depth: grid (h, w), NaN where unknown.
-    """
-    from moge_core.io.opencv import cv2
-
-    height, width = depth.shape
-    longer = max(height, width)
-    margin = max(2, round(0.08 * longer))
-    if min(height, width) < 4 * margin or np.count_nonzero(np.isfinite(depth)) < 0.3 * depth.size:
-        return None
-    image = cv2.resize(grey, (width, height), interpolation=cv2.INTER_AREA)
-    steps = _image_steps(image)
-    ceiling = float(np.quantile(steps[::2, ::2].max(axis=2), 0.95)) + 4
-    image_edges = np.minimum(steps, np.float32(ceiling))
-    inner = _depth_bends(depth)[margin:-margin, margin:-margin]
-    depth_edges = np.minimum(inner, np.float32(_MOST_BEND))
-    if depth_edges.max() < 1e-3 or image_edges.max() < 1e-3:
-        return None
-    scores = cv2.matchTemplate(image_edges, depth_edges, cv2.TM_CCOEFF_NORMED)
-    row, column = np.unravel_index(int(scores.argmax()), scores.shape)
-    return Registration(
-        shift=((int(column) - margin) / longer, (int(row) - margin) / longer),
-        best=float(scores[row, column]),
-        here=float(scores[margin, margin]),
-        step=1 / longer,
-        edges=float(np.count_nonzero((inner >= _MOST_BEND).any(axis=2))) / (inner.shape[0] * inner.shape[1]),
-    )
-
-
-def judge_registration(registration: Registration, settings: ValidationSettings) -> Iterator[tuple[str, str]]:
-    """(rule, evidence) where depth seems shifted against its image, or to belong to another."""
-    shift = max(abs(part) for part in registration.shift)
-    gain = registration.best - registration.here
-    allowed = max(settings.registration_shift, 1.5 * registration.step)
-    if shift > allowed and registration.best > 0.12 and gain > max(0.07, 0.4 * abs(registration.here)):
-        x, y = registration.shift
-        yield (
-            "registered",
-            f"edges of depth and image correlate by {registration.here:.2f} as they are, and by {registration.best:.2f}"
-            f" with depth moved by {x:+.1%}, {y:+.1%} of the longer side",
-        )
-    elif registration.edges > 0.02 and registration.here < settings.min_registration:
-        yield "registered", f"edges of depth and image have nothing in common (correlation {registration.here:.2f})"
-
-
-def _image_steps(image: npt.NDArray[np.uint8]) -> Map:
-    """Greater of the differences to both neighbours (h, w, 2), along rows and along columns; 0 at the border."""
-    height, width = image.shape
-    wide = image.astype(np.float32)
-    steps = np.zeros((height, width, 2), np.float32)
-    across, down = np.abs(wide[:, 1:] - wide[:, :-1]), np.abs(wide[1:] - wide[:-1])
-    np.maximum(across[:, :-1], across[:, 1:], out=steps[:, 1:-1, 0])
-    np.maximum(down[:-1], down[1:], out=steps[1:-1, :, 1])
-    return steps
-
-
-def _depth_bends(depth: Map) -> Map:
-    """Relative second difference of 1/depth (h, w, 2), along rows and along columns; 0 beside the unknown."""
-    height, width = depth.shape
-    bends = np.zeros((height, width, 2), np.float32)
-    with np.errstate(all="ignore"):
-        inverse = 1 / depth
-        across = np.abs(depth[:, 1:-1] * (inverse[:, :-2] + inverse[:, 2:]) - 2)
-        down = np.abs(depth[1:-1] * (inverse[:-2] + inverse[2:]) - 2)
-    bends[:, 1:-1, 0] = np.nan_to_num(across, copy=False, nan=0.0, posinf=0.0)
-    bends[1:-1, :, 1] = np.nan_to_num(down, copy=False, nan=0.0, posinf=0.0)
-    return bends
+    return (float(np.median(plane)), normal) if plane.size >= 0.25 * distance.size else None

@@ -35,7 +35,8 @@ from moge_core.errors import MoGeError
 from moge_core.io.files import NamedBytes, read_bytes
 
 if TYPE_CHECKING:
-    from moge_core.datasets.validation.values import DepthValues
+    from moge_core.datasets.validation.depth_map import DepthVerdict
+    from moge_core.io.depth import CodedDepth
 
 _MAP_NAMES = (NORMAL_NAME, MASK_NAME, SEGMENTATION_NAME)
 _KNOWN_NAMES = frozenset({IMAGE_NAME, META_NAME, *_MAP_NAMES, *INSPECTION_NAMES})
@@ -43,8 +44,6 @@ _DECODER_ERRORS = (MoGeError, OSError, ArithmeticError, LookupError, MemoryError
 # Rights and links can be mended without a file's size or time changing: such instances are read again each time.
 _NOT_OF_CONTENTS = frozenset({"files-readable", "folder-readable", "inside-root"})
 _PNG_HEAD = 1 << 16
-# Depth in fewer different steps is made of terraces, whose shape says nothing.
-_LEAST_LEVELS = 64
 
 
 def instance_stamp(folder: str | Path, depth_name: str) -> str:
@@ -148,8 +147,10 @@ class _Examination:
                 self._check_sizes(full=full)
                 if full:
                     grey = self._check_image()
-                    self._check_depth(grey)
+                    coded = self._check_depth(grey)
                     self._check_maps()
+                    if coded is not None:
+                        self._compare_maps(coded, grey)
         except _DECODER_ERRORS as error:
             # One instance that a decoder chokes on must not end the check of a million.
             self._found("files-readable", f"{type(error).__name__}: {error}")
@@ -231,7 +232,7 @@ class _Examination:
 
     def _check_meta(self) -> None:
         from moge_core.geometry import intrinsics_to_fov
-        from moge_core.io import read_meta
+        from moge_core.io.meta import read_meta, says_no_unit
 
         try:
             meta = read_meta(self._open(META_NAME))
@@ -246,8 +247,7 @@ class _Examination:
             self.depth_unit = float(unit)
         if self.label_type is None and isinstance(meta.get("label_type"), str):
             self.label_type = meta["label_type"]
-        # An importer that leaves the unit out says that the data has none.
-        self.scale_free = self.depth_unit is None and isinstance(meta.get("source"), dict)
+        self.scale_free = self.depth_unit is None and says_no_unit(meta)
         self.values |= {"depth_unit": self.depth_unit, "scale_free": self.scale_free}
         intrinsics = meta["intrinsics"].astype(np.float64)
         problem = camera_problem(intrinsics)
@@ -310,8 +310,9 @@ class _Examination:
             self._found(rule, evidence)
         return grey if header.orientation == 1 else None
 
-    def _check_depth(self, grey: npt.NDArray[np.uint8] | None) -> None:
-        from moge_core.datasets.validation.values import DepthValues, judge_values
+    def _check_depth(self, grey: npt.NDArray[np.uint8] | None) -> CodedDepth | None:
+        """Decode the depth, and return it where it could be."""
+        from moge_core.datasets.validation.depth_map import judge_depth_map
         from moge_core.io.depth import read_depth_codes
 
         try:
@@ -319,23 +320,23 @@ class _Examination:
             coded = read_depth_codes(NamedBytes(self.folder / self.depth_name, data))
         except OSError as error:
             self._found_unreadable(error)
-            return
+            return None
         except MoGeError as error:
             self._found_once(_depth_rule(error), error)
-            return
+            return None
         self.values["depth_digest"] = hashlib.sha256(data).hexdigest()[:32]
-        values = DepthValues.of(coded)
-        self.values |= values.statistics()
         unit = None if self.scale_free else self.depth_unit or 1.0
-        for rule, evidence in judge_values(values, self.settings, unit):
-            self._found(rule, evidence)
-        telling = values.num_known >= self.settings.min_pixels and values.levels[-1] > values.levels[0]
-        if telling:
-            self._check_geometry(coded, grey, has_shape=values.levels.size >= _LEAST_LEVELS)
-        self._check_use(values, telling=telling)
+        verdict = judge_depth_map(coded, grey, self.intrinsics, self.settings, unit)
+        self.values |= verdict.values.statistics()
+        for rule, evidence, fix in verdict.broken:
+            self._found(rule, evidence, fix)
+        if verdict.planes is not None:
+            self.values["camera_height"] = verdict.planes.floor
+        self._check_use(verdict)
+        return coded
 
     def _check_maps(self) -> None:
-        """Beginning and end of the further maps; decoding them would cost more than all the rest."""
+        """Beginning and end of the further maps."""
         from moge_core.io import limits
         from moge_core.io.png import END, RGB, parse_png
 
@@ -360,40 +361,45 @@ class _Examination:
             elif name == NORMAL_NAME and (header.bit_depth, header.color_type) != (16, RGB):
                 self._found("maps-decodable", f"{name} is {header.pixel_format}, not 16-bit RGB")
 
-    def _check_geometry(self, coded: Any, grey: npt.NDArray[np.uint8] | None, *, has_shape: bool) -> None:
-        from moge_core.datasets.validation.geometry import (
-            camera_height,
-            count_votes,
-            grid_of,
-            judge_registration,
-            judge_shape,
-            normalised_grid,
-            register,
-        )
+    def _compare_maps(self, coded: CodedDepth, grey: npt.NDArray[np.uint8] | None) -> None:
+        """The further maps against the depth, where all of them are whole and of one size."""
+        if any(finding.rule in {"maps-decodable", "sizes-agree"} for finding in self.findings):
+            return
+        names = [name for name in _MAP_NAMES if name in self.present]
+        if not names:
+            return
+        from moge_core.datasets.validation.maps import FurtherMaps
 
-        grid = grid_of(coded)
-        # Tiny focal lengths and wide ranges overflow here and there; what is not finite votes for nothing.
-        with np.errstate(all="ignore"):
-            if has_shape and self.intrinsics is not None and np.isfinite(grid).any():
-                scaled, median = normalised_grid(grid)
-                for rule, evidence in judge_shape(count_votes(scaled, self.intrinsics), self.settings):
-                    self._found(rule, evidence)
-                height = camera_height(scaled, self.intrinsics)
-                self.values["camera_height"] = None if height is None else height * median
-            registration = None if grey is None else register(grey, grid)
-        if registration is not None:
-            for rule, evidence in judge_registration(registration, self.settings):
-                self._found(rule, evidence)
+        further = FurtherMaps(coded, grey, self.intrinsics, self._pose)
+        for name in names:
+            try:
+                for rule, evidence, mend in further.judge(self.folder / name):
+                    self._found(rule, evidence, mend)
+            except OSError as error:
+                self._found_unreadable(error)
+            except MoGeError as error:
+                self._found("maps-decodable", f"{name}: {_reason(error)}", _fix(error))
 
-    def _check_use(self, values: DepthValues, *, telling: bool) -> None:
+    def _pose(self) -> list[float] | None:
+        from moge_core.datasets.validation.reprojection import pose_of
+
+        pose = pose_of(self.root, self.instance)
+        return None if pose is None else pose.ravel().tolist()
+
+    def _check_use(self, verdict: DepthVerdict) -> None:
+        values, planes = verdict.values, verdict.planes
         known, infinite = (count / values.num_pixels for count in (values.num_known, values.num_infinite))
         evidence = judge_density(self.label_type, known, infinite, self.settings)
         if evidence is not None:
             self._found("density-fits-label", evidence)
-        if self.scale_free:
+        if self.scale_free or not verdict.is_length:
             return
         numbers = DepthNumbers(
-            self.values["depth_median"], self.values["depth_max"], self.values.get("camera_height"), telling
+            self.values["depth_median"],
+            self.values["depth_max"],
+            None if planes is None else planes.floor,
+            verdict.telling,
+            None if planes is None else planes.room_height,
         )
         evidence = judge_unit(numbers, self.depth_unit, self.settings)
         if evidence is not None:

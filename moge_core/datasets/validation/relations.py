@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -36,8 +37,14 @@ _LEAST_PART = 5
 # Instances that show a floor before the dataset's typical camera height is judged.
 _LEAST_HEIGHTS = 3
 
+# Focal lengths that differ by less are those of one camera; so many frames of another are a second camera, not a fault.
+_SAME_FOCAL = 0.02
+_LEAST_OF_CAMERA = 3
+
 # How far apart the logarithms of both measures of scale may be for an outlier to be believed.
 _AGREEMENT = 0.6
+# Of the logarithm that makes an outlier, what the other measure must reach, too.
+_OTHER_SHARE = 0.9
 
 Judgement = Iterator[tuple[str, str, str]]
 """(rule, instance, evidence)."""
@@ -63,7 +70,10 @@ def _copies(records: Sequence[InstanceRecord], settings: ValidationSettings) -> 
 
 
 def _typical_height(records: Sequence[InstanceRecord], settings: ValidationSettings) -> Judgement:
-    """One scale for all that is off by five shows in how high the camera seems to be."""
+    """One scale for all that is off by five shows in how high the camera seems to be.
+
+    Where most instances show it by themselves, the same fault is not told a second time.
+    """
     known = [
         (record, record.camera_height * record.presumed_unit)
         for record in records
@@ -71,11 +81,14 @@ def _typical_height(records: Sequence[InstanceRecord], settings: ValidationSetti
     ]
     if len(known) < _LEAST_HEIGHTS:
         return
+    told = [any(one.rule == "unit-plausible" for one in record.findings) for record, _ in known]
+    if 2 * sum(told) >= len(told):
+        return
     typical = float(np.median([height for _, height in known]))
     if not settings.min_typical_height_m <= typical <= settings.max_typical_height_m:
         evidence = f"cameras are {typical:.3g} m above the floor (median of {len(known)} instances), as if the depth of"
         factor = "too large" if typical > settings.max_typical_height_m else "too small"
-        yield "unit-plausible", known[0][0].path, f"{evidence} the dataset were several times {factor}"
+        yield "unit-plausible", known[told.index(False)][0].path, f"{evidence} the dataset were several times {factor}"
 
 
 def _other_units(records: Sequence[InstanceRecord], settings: ValidationSettings) -> Judgement:
@@ -84,6 +97,7 @@ def _other_units(records: Sequence[InstanceRecord], settings: ValidationSettings
     Scenes differ by themselves, so a ratio counts only where it is far outside the spread of the others; and another
     unit changes both by the same factor, while a high place has a high camera alone.
     """
+    least = _OTHER_SHARE * float(np.log(settings.outlier_factor))
     for members in _parts(records):
         heights = _ratios(members, [record.camera_height for record in members], settings)
         medians = _ratios(members, [record.depth_median for record in members], settings)
@@ -95,7 +109,7 @@ def _other_units(records: Sequence[InstanceRecord], settings: ValidationSettings
             ):
                 if ratio is None or not ratio.is_outlier:
                     continue
-                if other is None or abs(other.log - ratio.log) < _AGREEMENT:
+                if other is None or (abs(other.log - ratio.log) < _AGREEMENT and abs(other.log) > least):
                     evidence = f"its {what} is {np.exp(ratio.log):.3g} times that of the others ({ratio.typical:.4g})"
                     yield "unit-consistent", record.path, evidence
                     break
@@ -127,29 +141,56 @@ def _ratios(
 
 
 def _other_cameras(records: Sequence[InstanceRecord], settings: ValidationSettings) -> Judgement:
-    """Focal lengths off those of the same scene and size, where nearly all others agree."""
+    """Focal lengths off those of the same scene and size, where nearly all others agree; a camera of a rig is none."""
     groups: dict[tuple[str, int, int], list[InstanceRecord]] = defaultdict(list)
     for record in records:
         if record.fov_x is not None and record.width and record.height:
             groups[_scene(record.path), record.width, record.height].append(record)
+    # A rig whose frames lie in a folder each has one frame of each camera there, under the same names.
+    by_name: dict[tuple[str, float], int] = Counter(
+        (PurePosixPath(member.path).name, _rounded(value))
+        for members in groups.values()
+        for member, value in zip(members, _focal(members), strict=True)
+    )
     for members in groups.values():
         if len(members) < settings.min_siblings:
             continue
         focal = _focal(members)
         typical = float(np.median(focal))
         ratio = focal / typical
-        if np.mean(np.abs(ratio - 1) < 0.02) < 0.7:
+        if np.mean(np.abs(ratio - 1) < _SAME_FOCAL) < 0.7:
             continue
-        for record, value in zip(members, ratio, strict=True):
-            if abs(value - 1) > settings.focal_tolerance:
-                evidence = f"its focal length is {value:.3g} times that of the others of this size beside it"
-                yield "intrinsics-consistent", record.path, evidence
+        names = [PurePosixPath(member.path).name for member in members]
+        for number in np.flatnonzero(np.abs(ratio - 1) > settings.focal_tolerance):
+            same = np.abs(focal / focal[number] - 1) < _SAME_FOCAL
+            if by_name[names[number], _rounded(focal[number])] > 1 or _is_camera(names, same):
+                continue
+            evidence = f"its focal length is {ratio[number]:.3g} times that of the others of this size beside it"
+            yield "intrinsics-consistent", members[number].path, evidence
+
+
+def _is_camera(names: Sequence[str], same: npt.NDArray[np.bool_]) -> bool:
+    """Whether the frames of one focal length are those of another camera: several, or called so by all their names."""
+    if np.count_nonzero(same) >= _LEAST_OF_CAMERA:
+        return True
+    words = [set(re.findall(r"[a-z]+\d*|\d+", name.lower())) for name in names]
+    theirs = set.intersection(*(of for of, is_one in zip(words, same, strict=True) if is_one))
+    others = set.union(set(), *(of for of, is_one in zip(words, same, strict=True) if not is_one))
+    # Numbers alone count frames; a word with letters that no other frame has names a camera.
+    return any(word[0].isalpha() for word in theirs - others)
+
+
+def _rounded(focal: float) -> float:
+    return float(f"{focal:.2g}")
 
 
 def _other_densities(records: Sequence[InstanceRecord], settings: ValidationSettings) -> Judgement:
-    """Far sparser than the others of a part, unless these differ as much among themselves, as LiDAR beside renders."""
+    """Far sparser than the others of a scene, or of the small scenes whose pictures have its size.
+
+    Other sizes are other sensors: LiDAR beside renders is no failed scan.
+    """
     infinite = {record.path: record.inf_share or 0.0 for record in records}
-    for members in _parts(records, by_scene=True):
+    for members in _parts_of_sensors(records):
         shares = [record.valid_share or None for record in members]
         for record, ratio in _ratios(members, shares, settings).items():
             share = ratio.typical * float(np.exp(ratio.log))
@@ -159,11 +200,25 @@ def _other_densities(records: Sequence[InstanceRecord], settings: ValidationSett
                 yield "density-consistent", record, evidence
 
 
-def _parts(records: Sequence[InstanceRecord], *, by_scene: bool = False) -> list[list[InstanceRecord]]:
-    """Instances that may be compared: those of one top folder (or scene), and the rest of small ones together."""
+def _parts_of_sensors(records: Sequence[InstanceRecord]) -> list[list[InstanceRecord]]:
+    """Instances of one scene, and of the small scenes those of one size."""
+    scenes: dict[str, list[InstanceRecord]] = defaultdict(list)
+    for record in records:
+        scenes[_scene(record.path)].append(record)
+    large = [members for members in scenes.values() if len(members) >= _LEAST_PART]
+    sizes: dict[tuple[int | None, int | None], list[InstanceRecord]] = defaultdict(list)
+    for members in scenes.values():
+        if len(members) < _LEAST_PART:
+            for record in members:
+                sizes[record.width, record.height].append(record)
+    return [*large, *sizes.values()]
+
+
+def _parts(records: Sequence[InstanceRecord]) -> list[list[InstanceRecord]]:
+    """Instances that may be compared: those of one top folder, and the rest of small ones together."""
     groups: dict[str, list[InstanceRecord]] = defaultdict(list)
     for record in records:
-        groups[_scene(record.path) if by_scene else PurePosixPath(record.path).parts[0]].append(record)
+        groups[PurePosixPath(record.path).parts[0]].append(record)
     large = [members for members in groups.values() if len(members) >= _LEAST_PART]
     rest = [record for members in groups.values() if len(members) < _LEAST_PART for record in members]
     return [*large, rest] if rest else large

@@ -16,7 +16,7 @@ from moge_core.datasets.validation.catalogue import RULES
 SETTINGS_NAME = "validation.json"
 
 # Raised when rules judge the same files otherwise: instances are then read again.
-_RULES_VERSION = 1
+_RULES_VERSION = 2
 
 
 class ValidationSettings(StrictModel):
@@ -51,6 +51,10 @@ class ValidationSettings(StrictModel):
     """Ratio between what is taken for sky and what lies before it."""
     sky_from_m: float = 300.0
     """Metres beyond which what lies behind such a gap is taken for sky, whatever its shape."""
+    misplaced_infinity: float = 0.2
+    """Of the infinite pixels, below the horizon or in holes, as no sky is ..."""
+    misplaced_pixels: float = 0.01
+    """... or of all pixels."""
     marker_share: float = 0.0005
     """Of the known pixels, at exactly the depth of a marker."""
     max_levels: int = 256
@@ -59,22 +63,28 @@ class ValidationSettings(StrictModel):
     """Relative step between neighbouring depths that is coarse, where half of the pixels have it."""
     min_votes: int = 40
     """Pixel triples on planes before the shape of depth is judged."""
+    min_shape_density: float = 0.01
+    """Share of known pixels below which the shape of depth is not judged: single returns of LiDAR show none."""
+    min_registration_density: float = 0.25
+    """Share of known pixels below which edges of depth are not looked for."""
     registration_shift: float = 0.015
     """Share of the image's longer side by which depth may be shifted."""
     min_registration: float = 0.0
     """Correlation of the edges of image and depth below which they seem to show different things."""
-    min_depth_m: float = 0.05
+    min_depth_m: float = 0.03
     """Least plausible median depth of metric data."""
     max_depth_m: float = 400.0
     """Greatest plausible median depth of metric data."""
-    min_camera_height_m: float = 0.2
+    min_camera_height_m: float = 0.08
     """Least plausible height over the floor or road, where one is seen."""
     max_camera_height_m: float = 12.0
     """Greatest plausible height over the floor or road, where one is seen."""
-    min_typical_height_m: float = 0.35
-    """Least plausible typical height in a dataset."""
+    min_typical_height_m: float = 0.12
+    """Least plausible typical height in a dataset: cameras also stand on tables and small robots."""
     max_typical_height_m: float = 3.0
-    """Greatest plausible typical height: cameras are held, driven or mounted at about the height of eyes."""
+    """Greatest plausible typical height: cameras are held, driven or mounted no higher than that."""
+    min_room_height_m: float = 1.2
+    """Least plausible distance between floor and ceiling, where both are seen."""
     min_dense_share: float = 0.5
     """Known or sky pixels that a label type for dense depth needs."""
     dense_labels: tuple[str, ...] = ("synthetic", "A")

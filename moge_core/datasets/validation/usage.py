@@ -22,12 +22,14 @@ class DepthNumbers:
         depth_median, depth_max: of the finite depth.
         camera_height: of the camera above the floor or road.
         telling: whether enough pixels are known, at different depths, for the greatest depth to say something.
+        room_height: from the floor to the ceiling, where both are seen.
     """
 
     depth_median: float | None
     depth_max: float | None
     camera_height: float | None
     telling: bool
+    room_height: float | None = None
 
 
 def judge_density(
@@ -60,4 +62,7 @@ def judge_unit(numbers: DepthNumbers, depth_unit: float | None, settings: Valida
         return f"the greatest depth is exactly 1, as of depth that was divided by its maximum{presumed}"
     if height is not None and not settings.min_camera_height_m <= height * unit <= settings.max_camera_height_m:
         return f"the camera is {height * unit:.3g} m above what looks like the floor{presumed}"
+    room = numbers.room_height
+    if room is not None and room * unit < settings.min_room_height_m:
+        return f"what looks like floor and ceiling are {room * unit:.3g} m apart{presumed}"
     return None

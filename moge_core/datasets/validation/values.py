@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from moge_core.datasets.validation.infinity import is_like_sky
 from moge_core.datasets.validation.settings import ValidationSettings
 from moge_core.io.depth import INFINITE_CODE, UNKNOWN_CODE, CodedDepth
 
@@ -67,9 +68,12 @@ class DepthValues:
             "inf_share": self.num_infinite / self.num_pixels,
         }
 
+    @functools.cached_property
+    def _cumulative(self) -> npt.NDArray[np.int64]:
+        return np.cumsum(self.counts)
+
     def _median(self) -> float:
-        cumulative = np.cumsum(self.counts)
-        low, high = np.searchsorted(cumulative, [(self.num_known - 1) // 2, self.num_known // 2], side="right")
+        low, high = np.searchsorted(self._cumulative, [(self.num_known - 1) // 2, self.num_known // 2], side="right")
         return float((self.levels[low] + self.levels[high]) / 2)
 
 
@@ -84,56 +88,79 @@ def _count(codes: npt.NDArray[np.uint16]) -> npt.NDArray[Any]:
     return np.asarray(counted).ravel()
 
 
-def judge_values(values: DepthValues, settings: ValidationSettings, unit: float | None) -> Iterator[tuple[str, str]]:
-    """(rule, evidence) for each rule about values that a map breaks.
+HEAPS = frozenset({"sky-infinite", "marker-not-depth"})
+"""Rules about pixels that are no depth, and change what the others together look like."""
+
+Judgement = tuple[str, str, str | None]
+"""(rule, evidence, fix where the catalogue's does not fit)."""
+
+
+def judge_values(
+    values: DepthValues, coded: CodedDepth, settings: ValidationSettings, unit: float | None
+) -> Iterator[Judgement]:
+    """What each rule about values says that a map breaks.
 
     Args:
         values: of the map.
+        coded: the map itself (H, W): where a heap of equal values lies says what it means.
         settings: thresholds.
         unit: metres a unit of depth; None where depth has no unit.
     """
     if values.num_known == 0:
         share = values.num_infinite / values.num_pixels
-        yield "depth-known", f"all pixels are unknown or infinitely far ({share:.0%} infinite)"
+        yield "depth-known", f"all pixels are unknown or infinitely far ({share:.0%} infinite)", None
         return
     known_share = values.num_known / values.num_pixels
     if values.num_pixels >= settings.min_pixels and (
         known_share + values.num_infinite / values.num_pixels < settings.min_known_share
         or (values.num_known < 16 and known_share < 0.01)
     ):
-        yield "depth-mostly-known", f"{values.num_known} of {values.num_pixels} pixels are known ({known_share:.2%})"
+        yield (
+            "depth-mostly-known",
+            f"{values.num_known} of {values.num_pixels} pixels are known ({known_share:.2%})",
+            None,
+        )
     if values.num_known < settings.min_pixels:
         return
     if values.levels[-1] < values.levels[0] * settings.min_level_ratio:
-        yield "depth-varies", f"every known pixel is at {values.levels[0]:.6g}"
+        yield "depth-varies", f"every known pixel is at {values.levels[0]:.6g}", None
         return
-    wall = _wall(values, settings) or _sky(values, settings, unit)
+    wall = _wall(values, coded, settings, unit) or _sky(values, coded, settings, unit)
     if wall is not None:
         yield wall
-    yield from _coarseness(values, settings)
+    # What lies far behind everything is no step of depth.
+    is_heap = wall is not None and wall[0] in HEAPS
+    for rule, evidence in _coarseness(values, settings):
+        if not (is_heap and rule == "depth-steps"):
+            yield rule, evidence, None
 
 
-def _wall(values: DepthValues, settings: ValidationSettings) -> tuple[str, str] | None:
+def _wall(values: DepthValues, coded: CodedDepth, settings: ValidationSettings, unit: float | None) -> Judgement | None:
     """A heap of pixels at exactly the greatest value: a marker, a sky, or a limit."""
     far = float(values.levels[-1])
     share = float(values.counts[-1]) / values.num_known
     # What one level of this neighbourhood holds where nothing is clipped.
     typical = float(np.median(values.counts[-64:-1])) if values.levels.size > 1 else 0.0
     told = f"{share:.1%} of the known pixels are at exactly the greatest depth, {far:.6g}"
-    marker = _marker(values, settings)
+    marker = _marker(values, coded, settings)
     if marker is not None:
-        return "marker-not-depth", marker
+        return marker
     if share < settings.saturated_share or values.counts[-1] < 8 * max(typical, 1.0):
         return None
     # Isolated values below the heap (edges that were blurred into the sky) do not bridge the gap.
     below = np.cumsum(values.counts[:-1])
     body = values.levels[:-1][np.searchsorted(below, 0.995 * below[-1])] if below.size else far
     if far >= settings.sky_gap * float(body):
-        return "sky-infinite", f"{told}, and 99.5 % of the rest is nearer than {float(body):.4g}"
-    return "depth-unsaturated", told
+        evidence = f"{told}, and 99.5 % of the rest is nearer than {float(body):.4g}"
+        return "sky-infinite", evidence, _sky_fix(coded, far, unit)
+    return (
+        "depth-unsaturated",
+        told,
+        f"Import again with --max-depth {_just_below(far, unit)}: what is clipped is unknown.",
+    )
 
 
-def _sky(values: DepthValues, settings: ValidationSettings, unit: float | None) -> tuple[str, str] | None:
+def _sky(values: DepthValues, coded: CodedDepth, settings: ValidationSettings, unit: float | None) -> Judgement | None:
     """Pixels far behind a gap that no surface bridges: at nearly one depth, or farther than surfaces are seen."""
     levels, counts = values.levels, values.counts
     wide = levels[1:] >= settings.sky_gap * levels[:-1]
@@ -151,10 +178,30 @@ def _sky(values: DepthValues, settings: ValidationSettings, unit: float | None) 
     if not (one_depth or far_away):
         return None
     told = f"{behind[first]:.1%} of the known pixels are at {nearest:.5g} to {farthest:.5g}"
-    return "sky-infinite", f"{told}, {gap:.1f} times as far as anything before them"
+    evidence = f"{told}, {gap:.1f} times as far as anything before them"
+    return "sky-infinite", evidence, _sky_fix(coded, nearest, unit)
 
 
-def _marker(values: DepthValues, settings: ValidationSettings) -> str | None:
+def _sky_fix(coded: CodedDepth, nearest: float, unit: float | None) -> str:
+    """What makes the heap from a depth on infinitely far; both remedies where it does not lie as a sky does."""
+    since = _just_below(nearest, unit)
+    infinite = f"--infinite-from {since}" if unit is not None else "--infinite and the stored value"
+    if is_like_sky(coded.codes >= _first_code(coded, nearest)):
+        return f"Import again with {infinite}: it fills the upper part of the picture, as sky does."
+    return f"Import again with {infinite} where it is sky, or with --max-depth {since} where nothing is known of it."
+
+
+def _first_code(coded: CodedDepth, depth: float) -> int:
+    finite = coded.depth_of_code[UNKNOWN_CODE + 1 : INFINITE_CODE]
+    return int(np.searchsorted(finite, np.float32(depth * (1 - 1e-6)))) + UNKNOWN_CODE + 1
+
+
+def _just_below(depth: float, unit: float | None) -> str:
+    """A little less than a depth, in metres, as it is typed."""
+    return f"{0.99 * depth * (unit or 1.0):.4g}"
+
+
+def _marker(values: DepthValues, coded: CodedDepth, settings: ValidationSettings) -> Judgement | None:
     """A heap of pixels at the depth that 65535 has in a scale in use."""
     levels, counts = values.levels, values.counts
     for scale in _MARKER_SCALES:
@@ -165,8 +212,15 @@ def _marker(values: DepthValues, settings: ValidationSettings) -> str | None:
         heap = int(counts[first:last].max())
         around = counts[max(0, first - 32) : last + 32]
         if heap >= settings.marker_share * values.num_known and heap >= 8 * max(float(np.median(around)), 1.0):
-            share = heap / values.num_known
-            return f"{share:.1%} of the known pixels are at {depth:.6g}, which is {_MARKER} at {scale:g} units a metre"
+            told = (
+                f"{heap / values.num_known:.1%} of the known pixels are at {depth:.6g}, which is {_MARKER} at {scale:g}"
+                " units a metre"
+            )
+            low, high = (_first_code(coded, levels[index]) for index in (first, last - 1))
+            if is_like_sky((coded.codes >= low) & (coded.codes <= high)):
+                fix = f"Import again with --infinite {_MARKER}: it fills the upper part of the picture, as sky does."
+                return "marker-not-depth", told, fix
+            return "marker-not-depth", told, None
     return None
 
 

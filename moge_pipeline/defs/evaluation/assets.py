@@ -49,7 +49,8 @@ def evaluation_asset(entry: TrainingEntry | FinetuneEntry, catalog: Catalog) -> 
         group="evaluation",
         check_specs=_check_specs(key),
         description=f"Error of the best checkpoint of `{entry.asset_name}` on instances that its training never saw:"
-        " those of each dataset's `.val.txt`, or the share that `eval_fraction` holds out. `rel` is the relative error"
+        " those of each dataset's `.val.txt`, or the share that `eval_fraction` holds out. The step and its weights are"
+        " chosen by one part of these, and scored on the other. `rel` is the relative error"
         " of affine-invariant points (lower is better), `delta1` the share of points within 25 % (higher is better)."
         f" Kept in `workspace/{entry.asset_name}/<n>/evaluation.json`, all runs in `evaluations.jsonl` beside.",
     )
@@ -141,6 +142,9 @@ def _metadata(workspace: Workspace, evaluation: "Evaluation") -> dict[str, Any]:
             {"dataset": name, **scores} for name, scores in evaluation.datasets.items()
         ]
         known["datasets"] = dg.MetadataValue.table([dg.TableRecord(row) for row in rows])
+    known |= {f"selection_{name}": float(v) for name, v in evaluation.selection.items() if math.isfinite(v)}
+    if evaluation.unclaimed:
+        known["unclaimed"] = dict(evaluation.unclaimed)
     if evaluation.parent_scores and math.isfinite(evaluation.parent_scores.get("rel", math.nan)):
         known["rel_of_parent"] = float(evaluation.parent_scores["rel"])
     return known
@@ -210,10 +214,7 @@ def _check_results(evaluation: "Evaluation", history: Sequence[Mapping[str, Any]
         check_name=HELD_OUT_CHECK,
         passed=bool(evaluation.scores),
         severity=dg.AssetCheckSeverity.WARN,
-        description=None
-        if evaluation.scores
-        else "Nothing was held out, so nothing can be scored. Set `eval_every` and `eval_fraction` in the"
-        " configuration's `run` section, or split the dataset: `moge index DATASET --val-fraction 0.05`.",
+        description=None if evaluation.scores else _why_unscored(evaluation),
     )
     now = evaluation.scores.get("rel")
     comparable = [each["scores"] for each in history[:-1] if are_comparable(each, asdict(evaluation))]
@@ -236,3 +237,12 @@ def _check_results(evaluation: "Evaluation", history: Sequence[Mapping[str, Any]
         metadata={name: float(value) for name, value in told.items() if value is not None and math.isfinite(value)},
     )
     return [held_out, regression]
+
+
+def _why_unscored(evaluation: "Evaluation") -> str:
+    if evaluation.unclaimed:
+        return "; ".join(f"{name}: {why}" for name, why in evaluation.unclaimed.items())
+    return (
+        "Nothing was held out, so nothing can be scored. Set `eval_every` and `eval_fraction` in the"
+        " configuration's `run` section, or split the dataset: `moge index DATASET --val-fraction 0.05`."
+    )
