@@ -355,3 +355,13 @@ def test_a_jpeg_that_was_undistorted_is_not_copied(source: Path, tmp_path: Path)
     report = import_rgbd_folder(source, tmp_path / "out", intrinsics=camera, depth_scale=1000)
     written = read_image(report.out_dir / "0/image.jpg")
     assert np.abs(written.astype(int) - image.astype(int)).max() > 10
+
+
+def test_depth_is_infinite_from_where_it_is_said_in_metres(tmp_path: Path) -> None:
+    camera = replace(CAMERAS["centred"], distortion=BENDS["barrel"])
+    record = frame_of(camera, tmp_path)
+    assert isinstance(record.depth, StoredDepth)
+    far = replace(record, depth=replace(record.depth, infinite_from=1.5, scale=1.0), depth_unit=0.5)
+    depth = read_frame(far, ImportSettings()).depth
+    assert np.isinf(depth).any()
+    assert 2.5 < depth[np.isfinite(depth)].max() < 3.0
