@@ -100,8 +100,8 @@ def undistort(parts: Parts, record: Record, settings: ImportSettings) -> None:
         if values is not None:
             setattr(parts, name, _picked(values, camera, pinhole))
     parts.told.notes.add(
-        f"Pictures and maps were undistorted onto a pinhole; the model is {distortion.model}. If they had been undistorted"
-        " before, import again with --distortion ignore."
+        f"Pictures and maps were undistorted onto a pinhole; the model is {distortion.model}. If they were undistorted"
+        " already, import again with --distortion ignore."
     )
     parts.told.shares["undistorted"] = share
     parts.told.shares["undistorted_fov"] = math.degrees(_fov(width, camera.cx, pinhole.fx))
