@@ -264,7 +264,8 @@ def _camera_text(parts: Parts) -> str:
     except MoGeError as error:
         return f"{text}; {error}"
     across, down = (float(np.degrees(angle)) for angle in intrinsics_to_fov(normalised))
-    return f"{text}, field of view {across:.1f} x {down:.1f} degrees"
+    text += f", field of view {across:.1f} x {down:.1f} degrees"
+    return text if camera.distortion is None else f"{text} but for its distortion, {camera.distortion}"
 
 
 def _lines_of(looks: _Looks, values: StoredValues | None) -> list[str]:
