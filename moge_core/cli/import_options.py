@@ -62,11 +62,12 @@ def value_options(
     return _all_of([_option(word, also.get(word.name, ())) for word in WORDS if word.name not in without])
 
 
-def common_import_options(*, label_type: str) -> Callable[[Command], Command]:
+def common_import_options(*, label_type: str | None, label_help: str = "") -> Callable[[Command], Command]:
     """Options that every importer has, and -v; see `records.ImportSettings`.
 
     Args:
-        label_type: the default of --label-type.
+        label_type: the default of --label-type; None leaves it to the importer.
+        label_help: how the importer finds it then.
     """
     return _all_of(
         [
@@ -77,8 +78,8 @@ def common_import_options(*, label_type: str) -> Callable[[Command], Command]:
             click.option(
                 "--label-type",
                 default=label_type,
-                show_default=True,
-                help="Loss set named in meta.json and in the printed configuration entry.",
+                show_default=label_type is not None,
+                help=f"Loss set named in meta.json and in the printed configuration entry. {label_help}".rstrip(),
             ),
             click.option("--max-depth", type=float, metavar="METRES", help="Depth beyond this becomes unknown."),
             click.option(

@@ -134,11 +134,15 @@ def import_group() -> None:
 
 @import_group.command("rgbd-folder")
 @click.argument("source", type=SourcePath("folder"))
-@click.option("--preset", metavar="NAME", help="A known source, which answers what the other options do not.")
+@click.option(
+    "--preset",
+    metavar="NAME",
+    help="A known source, which answers what the other options do not; see `moge import presets`.",
+)
 @click.option(
     "--intrinsics",
     help="Camera in pixels: fx,fy,cx,cy; or a file: JSON, YAML, text, NPY, NPZ or COLMAP's cameras, with :NAME behind"
-    " it for one of several cameras; or a pattern of files, one a frame.",
+    " it for one of several cameras; or a pattern of files, one a frame, or one a folder as **/camera.txt.",
 )
 @click.option(
     "--image",
@@ -164,20 +168,43 @@ def import_group() -> None:
 )
 @click.option("--flip-y", is_flag=True, help="Turn image and depth upside down.")
 @value_options()
-@common_import_options(label_type="sfm")
+@common_import_options(label_type=None, label_help="Default: sfm, or what the preset says.")
 def import_rgbd_folder_command(source: Path, out: Path, strict: bool, **options: Any) -> None:
     """Images and depth maps in a folder.
 
     They are paired by the frame number or name that both carry. Running it again does only what is new.
 
     \b
-    Examples, a TUM sequence whose files carry equal names, and a scene of ScanNet:
-      moge import rgbd-folder desk -o data/desk --intrinsics 517.3,516.5,318.6,255.3 --depth-scale 5000
+    Examples, a sequence of TUM, and a scene of ScanNet:
+      moge import rgbd-folder rgbd_dataset_freiburg1_desk -o data/desk --preset tum
       moge import rgbd-folder scene0000_00 -o data/scannet --preset scannet
     """
     from moge_core.datasets import import_rgbd_folder
 
+    if options["label_type"] is None:
+        del options["label_type"]
     run_importer(import_rgbd_folder, source, out, strict, **options)
+
+
+@import_group.command("presets")
+@click.argument("name", required=False)
+def import_presets_command(name: str | None) -> None:
+    """Known sources for rgbd-folder: what each preset sets, what it still wants, and where that was confirmed."""
+    from moge_core.datasets.importers.presets import MISSING, PRESETS, preset_named
+
+    chosen = PRESETS if name is None else {name: preset_named(name)}
+    for known, preset in chosen.items():
+        assert preset is not None
+        click.echo(f"{known}\n  {preset.layout}\n  sets: {preset.options()}")
+        if preset.wants:
+            click.echo(f"  wants: {preset.wants}")
+        if preset.note:
+            click.echo(f"  tells: {preset.note}")
+        click.echo(f"  from: {preset.source}")
+    if name is None:
+        click.echo("\nWithout a preset, because it could not be confirmed or is not there:")
+        for what, why in MISSING.items():
+            click.echo(f"  {what}: {why}")
 
 
 @import_group.command("table")

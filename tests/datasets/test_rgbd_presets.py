@@ -19,7 +19,6 @@ import pytest
 from plane_frames import check_camera, check_is_plane, picture, plane_z
 
 from moge_core.datasets import import_rgbd_folder
-from moge_core.datasets.importers import PRESETS
 from moge_core.errors import InputError
 from moge_core.io import read_depth, read_image_size, write_image
 
@@ -251,11 +250,3 @@ def test_what_is_said_goes_before_the_preset(tmp_path: Path) -> None:
     )  # fmt: skip
     check_camera(report.out_dir / "0", (500, 500, 319.5, 239.5), 640, 480)
     assert report.median_depth_m == pytest.approx(np.median(plane_z(640, 480, scaled(SCANNET, 0.495))) / 2, rel=0.1)
-
-
-def test_every_preset_is_tested_here_or_on_real_data() -> None:
-    # Those of real data: tests/datasets/test_real_sources.py.
-    assert set(PRESETS) == {
-        *("tum", "icl-nuim", "nyu", "3dmatch", "replica", "kitti-depth"),
-        *("scannet", "7scenes", "record3d", "polycam", "arkitscenes"),
-    }

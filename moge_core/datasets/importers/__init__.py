@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from moge_core.datasets.importers.kitti import import_kitti
     from moge_core.datasets.importers.nuscenes import import_nuscenes
     from moge_core.datasets.importers.nyu_mat import import_nyu_mat
-    from moge_core.datasets.importers.rgbd_folder import PRESETS, import_rgbd_folder
+    from moge_core.datasets.importers.presets import PRESETS, Preset
+    from moge_core.datasets.importers.rgbd_folder import import_rgbd_folder
     from moge_core.datasets.importers.stereo import import_stereo
     from moge_core.datasets.importers.table import import_table
     from moge_core.datasets.importers.tartanair import import_tartanair
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "PRESETS",
     "ImportReport",
+    "Preset",
     "import_arrays",
     "import_blendedmvs",
     "import_colmap",
@@ -44,7 +46,8 @@ __all__ = [
 
 _HOME = {
     "ImportReport": "writing",
-    "PRESETS": "rgbd_folder",
+    "PRESETS": "presets",
+    "Preset": "presets",
     "import_arrays": "array_files",
     "import_blendedmvs": "blendedmvs",
     "import_colmap": "colmap",

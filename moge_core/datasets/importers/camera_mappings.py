@@ -41,9 +41,11 @@ _CENTRE_Y = ("cy", "ppy", "principalpointy", "centery", "cv", "v0")
 _CENTRE = ("principalpoint", "center", "opticalcenter", "c", "pp")
 _WIDTH = ("width", "w", "imagewidth", "imgwidth", "resolutionwidth", "resx")
 _HEIGHT = ("height", "h", "imageheight", "imgheight", "resolutionheight", "resy")
-_SIZE = ("resolution", "imagesize", "imgsize", "size", "imageresolution")
+_SIZE = ("resolution", "imagesize", "imgsize", "size", "imageresolution", "renderproductresolution")
 _ANGLE_X = ("cameraanglex", "fovx", "hfov", "horizontalfov", "xfov")
 _ANGLE_Y = ("cameraangley", "fovy", "vfov", "verticalfov", "yfov")
+# Omniverse Replicator's camera_params, in millimetres or other units alike.
+_APERTURE = ("camerafocallength", "cameraaperture")
 _SENSOR = ("sensorwidth", "sensorsize", "sensorwidthmm", "horizontalaperture", "focallengthmm")
 _DEPTH_SCALE = ("scale", "depthscale", "depthmapfactor")
 # ORB-SLAM's settings have it beside the camera.
@@ -144,6 +146,8 @@ def _is_camera(node: Mapping[str, Any]) -> bool:
     """Whether the numbers of a camera stand here, by any of their names."""
     if any(key in node for key in (*_FOCAL_X, *_ANGLE_X, *_ANGLE_Y)) or as_number(node.get("fov")) is not None:
         return True
+    if all(key in node for key in _APERTURE):
+        return True
     has_centre = any(key in node for key in (*_CENTRE_X, *_CENTRE, *_WIDTH, *_SIZE))
     if has_centre and any(as_floats(node.get(key)) for key in _FOCAL):
         return True
@@ -180,6 +184,8 @@ def _camera(
 def _pinhole(node: Mapping[str, Any], where: object, size: tuple[int, int] | None) -> PixelIntrinsics:
     if as_number(node.get("skew")):
         raise FormatError(where, "must have no skew; instances are pinhole cameras", found=f"skew {node['skew']}")
+    if all(key in node for key in _APERTURE):
+        return _of_aperture(node, where, size)
     fx, fy = _first(node, _FOCAL_X), _first(node, _FOCAL_Y)
     centre = _centre(node)
     if fx is None:
@@ -223,6 +229,19 @@ def _from_corner(centre: tuple[float, float]) -> tuple[tuple[float, float], tupl
     # As nerfstudio and Instant-NGP do, whose rays go through pixels at x + 0.5.
     note = "cx and cy of transforms.json count from the corner of the image and were moved by half a pixel."
     return (centre[0] - 0.5, centre[1] - 0.5), (note,)
+
+
+def _of_aperture(node: Mapping[str, Any], where: object, size: tuple[int, int] | None) -> PixelIntrinsics:
+    """A camera of Omniverse, whose pixels are square whatever the vertical aperture is."""
+    focal, aperture = as_number(node["camerafocallength"]), as_pair(node["cameraaperture"])
+    if not focal or aperture is None or not aperture[0] or size is None:
+        found = f"{node['camerafocallength']}, {node['cameraaperture']} and the size {size}"
+        raise FormatError(where, "must hold cameraFocalLength, cameraAperture and renderProductResolution", found=found)
+    if any(as_floats(node.get("cameraapertureoffset")) or ()):
+        fix = "Give --intrinsics fx,fy,cx,cy."
+        raise InputError(where, "must have no aperture offset", found=node["cameraapertureoffset"], fix=fix)
+    pixels = size[0] * focal / aperture[0]
+    return checked_intrinsics([pixels, pixels, size[0] / 2 - 0.5, size[1] / 2 - 0.5], where)
 
 
 def _of_angles(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from moge_core.datasets.importers.frame_lists import ListedPairs, read_frame_lists
 from moge_core.datasets.importers.pairing import Pairing, pair_by_frame
@@ -34,6 +34,7 @@ def pair_frames(
     patterns: tuple[str | None, str | None] = (None, None),
     max_time_difference: float | None = None,
     options: tuple[str, str] = ("--image", "--depth"),
+    folder_of_frame: bool = False,
 ) -> Frames:
     """Pair the images and depth maps of a folder by lists beside them, by their names, and by time.
 
@@ -43,14 +44,16 @@ def pair_frames(
         patterns: by which images and depth maps were chosen; None where they were found.
         max_time_difference: seconds by which stamps of a pair may differ; None compares no stamps.
         options: by which a user says which files are images and depth maps, for errors.
+        folder_of_frame: whether each frame has a folder of its own with a folder for each kind of data in it, so that
+            the only image and the only depth map of such a folder belong together, whatever their names.
 
     Raises:
         DatasetError: see `pair_by_frame`.
     """
     image_pattern, depth_pattern = patterns
     both = None if image_pattern is None or depth_pattern is None else (image_pattern, depth_pattern)
-    listed = ListedPairs()
-    if both is None and max_time_difference is not None:
+    listed = _only_of_their_folders(sources) if folder_of_frame else ListedPairs()
+    if not folder_of_frame and both is None and max_time_difference is not None:
         listed = read_frame_lists(source, sources.images, sources.depths, max_time_difference)
     pairing = pair_by_frame(
         sources.images,
@@ -71,6 +74,16 @@ def pair_frames(
         f"{len(pairing.pairs):,} pair{'s' * (len(pairing.pairs) != 1)}; {rest}.",
     ]
     return Frames(pairing, taken_for, [*sources.notes, *pairing.notes])
+
+
+def _only_of_their_folders(sources: Sources) -> ListedPairs:
+    folders: dict[PurePosixPath, tuple[list[PurePosixPath], list[PurePosixPath]]] = {}
+    for side, paths in enumerate((sources.images, sources.depths)):
+        for path in paths:
+            folders.setdefault(path.parent.parent, ([], []))[side].append(path)
+    return ListedPairs(
+        [(images[0], depths[0]) for images, depths in folders.values() if len(images) == len(depths) == 1]
+    )
 
 
 def told_by_name(kind: DepthKind) -> str:

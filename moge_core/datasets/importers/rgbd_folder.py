@@ -4,25 +4,32 @@
                                 depth_scale=5000)
     report = import_rgbd_folder("scene0000_00", "data/scannet", preset="scannet")
 
-Each pair of an image and a depth map becomes an instance; poses are ignored. Where the depth map is smaller than the
-image, as phones and ScanNet have it, the image is made as small: no depth is invented.
+Each pair of an image and a depth map becomes an instance, with its pose where poses lie beside, see `poses`. Where the
+depth map is smaller than the image, as phones and ScanNet have it, the image is made as small: no depth is invented.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import TypeAlias, Unpack
+from typing import Unpack
 
 import numpy as np
 
 from moge_core.datasets.importers.calls import repeatable
-from moge_core.datasets.importers.camera_files import CameraFile, parse_intrinsics, read_cameras
+from moge_core.datasets.importers.camera_files import CameraFile, read_cameras
+from moge_core.datasets.importers.frame_cameras import (
+    FrameCameras,
+    cameras_by_name,
+    cameras_like,
+    is_pattern,
+    upright,
+)
 from moge_core.datasets.importers.frame_layouts import Frames, pair_frames, told_by_name
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics
-from moge_core.datasets.importers.pairing import pair_by_frame
 from moge_core.datasets.importers.passed_by import kind_by_names
+from moge_core.datasets.importers.presets import Preset, preset_named
 from moge_core.datasets.importers.records import (
     UNKNOWN_CAMERA,
     ImportOptions,
@@ -39,41 +46,12 @@ from moge_core.datasets.importers.undistortion import check_obeyed
 from moge_core.datasets.importers.vocabulary import DepthKind, scaled
 from moge_core.datasets.importers.writing import ImportReport, check_folders, run_import
 from moge_core.datasets.layout import Finding, Progress
-from moge_core.errors import DatasetError, InputError, MoGeError
+from moge_core.errors import DatasetError, InputError
 
 IMPORTER = "rgbd-folder"
 
-_Cameras: TypeAlias = dict[PurePosixPath, tuple[PixelIntrinsics | MoGeError | OSError, Path]]
 # Text fields of a PNG stand in front of its pixels.
 _HEAD_BYTES = 4096
-
-
-@dataclass(frozen=True)
-class Preset:
-    """How a known source is laid out; what the user says goes before it."""
-
-    intrinsics: str | None = None
-    intrinsics_size: tuple[int, int] | None = None
-    depth_scale: float | None = None
-    image_glob: str | None = None
-    depth_glob: str | None = None
-    invalid: tuple[float, ...] = ()
-
-
-PRESETS: Mapping[str, Preset] = {
-    "tum": Preset(depth_scale=5000),
-    "icl-nuim": Preset("481.2,-480,319.5,239.5", (640, 480), 5000),
-    "nyu": Preset("518.8579,519.46961,325.58245,253.73617", (640, 480), 1000),
-    "3dmatch": Preset("camera-intrinsics.txt", (640, 480), 1000, invalid=(65535,)),
-    "replica": Preset("cam_params.json", depth_scale=6553.5),
-    "kitti-depth": Preset(depth_scale=256),
-    "scannet": Preset("intrinsic/intrinsic_color.txt", None, 1000, "color/*.jpg", "depth/*.png"),
-    "7scenes": Preset("585,585,320,240", (640, 480), 1000, "**/*.color.png", "**/*.depth.png", (65535,)),
-    "record3d": Preset("metadata.json", None, None, "rgb/*.[jp][pn]g", "depth/*.exr"),
-    "polycam": Preset("keyframes/cameras/*.json", None, 1000, "keyframes/images/*.jpg", "keyframes/depth/*.png"),
-    "arkitscenes": Preset("lowres_wide_intrinsics/*.pincam", None, 1000, "lowres_wide/*.png", "lowres_depth/*.png"),
-}
-"""Known sources by name."""
 
 
 @repeatable(IMPORTER)
@@ -98,11 +76,11 @@ def import_rgbd_folder(
         source_dir: the folder.
         out_dir: the dataset to make or add to.
         intrinsics: in pixels: "fx,fy,cx,cy"; or a file of all frames, see `read_cameras`, whose cameras may be named
-            after the frames; or a pattern of files, one a frame. A negative fy is taken as |fy|: it speaks of y axes
-            that point up, while image and depth are as people see them.
+            after the frames; or a pattern of files, one a frame or, as `**/camera.txt`, one a folder. A negative fy is
+            taken as |fy|: it speaks of y axes that point up, while image and depth are as people see them.
         depth_scale: another name of `scale`, stored units a metre: depth in metres is value / depth_scale (TUM 5000,
             millimetres 1000). Files of floats are in metres where it is not given.
-        preset: a known source that answers what is not given, see `PRESETS`.
+        preset: a known source that answers what is not given, see `presets.PRESETS`.
         image_glob, depth_glob: which files are images and depth maps, relative to `source_dir`. By default every
             16-bit grey PNG or PGM and every array of floats is a depth map and every other picture an image, but for
             what is named a mask, normals and the like, see `find_sources`. With both, what `*` matched tells frames.
@@ -121,17 +99,23 @@ def import_rgbd_folder(
     source, out = check_folders(source_dir, out_dir)
     if not source.is_dir():
         raise DatasetError(source_dir, "must be a folder with images and depth maps", found="a file")
-    settings = ImportSettings.of(scaled(options, "depth_scale", depth_scale), flip_y=flip_y)
-    known = _preset(preset)
+    known = preset_named(preset) or Preset("", "")
+    options = {name: value for name, value in options.items() if name != "label_type" or value is not None}  # type: ignore[assignment]
+    label_type = known.label_type or "sfm"
+    settings = ImportSettings.of(scaled(options, "depth_scale", depth_scale), label_type=label_type, flip_y=flip_y)
+    given = settings.values.over(known.values)
+    # Values that a preset knows as unknown and those that the user named are one set.
+    invalid = {*settings.values.invalid, *known.values.invalid} - set(given.infinite)
     reading = _Reading.of(
         source,
-        intrinsics if intrinsics is not None else known.intrinsics,
+        intrinsics if intrinsics is not None else known.camera(),
         intrinsics_size or (known.intrinsics_size if intrinsics is None else None),
-        known.depth_scale if settings.values.scale is None else settings.values.scale,
-        (*settings.values.invalid, *known.invalid),
+        given.scale,
+        sorted(invalid),
         flip_y=flip_y,
         dry_run=settings.dry_run,
-        has_offset=settings.values.offset is not None,
+        has_offset=given.offset is not None,
+        wants=known.wants,
     )
     if not (np.isfinite(max_time_difference) and max_time_difference >= 0):
         raise InputError("max_time_difference", "must be seconds, 0 or more", found=max_time_difference)
@@ -139,11 +123,14 @@ def import_rgbd_folder(
         check_obeyed(
             reading.camera.distortion, intrinsics if isinstance(intrinsics, str | Path) else "intrinsics", settings
         )
-    # Those that a preset knows and those that the user named are one set.
-    settings = replace(settings, values=replace(settings.values, invalid=()))
+    settings = replace(settings, values=replace(given, invalid=()))
     patterns = image_glob or known.image_glob, depth_glob or known.depth_glob
-    sources = find_sources(source, *patterns, exclude=out)
-    given = settings.values
+    try:
+        sources = find_sources(source, *patterns, exclude=out)
+    except DatasetError as error:
+        if known.wants:
+            error.fix = f"This preset wants {known.wants}."
+        raise
     is_linear = given.encoding in {None, "linear"}
     files = [source / path for path in sources.depths]
     for name, markers in (("invalid", reading.invalid), ("infinite", given.infinite)):
@@ -154,12 +141,23 @@ def import_rgbd_folder(
         raise InputError(
             "depth_scale",
             "must say how many stored units a metre has, because the depth is stored as integers",
-            fix="Give --depth-scale: 1000 for millimetres, 5000 for TUM and ICL-NUIM, 256 for KITTI.",
+            fix=f"This preset wants {known.wants}."
+            if "--depth-scale" in known.wants
+            else "Give --depth-scale: 1000 for millimetres, 5000 for TUM and ICL-NUIM, 256 for KITTI.",
         )
-    frames = pair_frames(source, sources, patterns=patterns, max_time_difference=max_time_difference)
+    frames = pair_frames(
+        source,
+        sources,
+        patterns=patterns,
+        max_time_difference=max_time_difference,
+        folder_of_frame=known.folder_of_frame,
+    )
     kind = given.kind or kind_by_names(sources.depths)
     cameras, camera_notes = _cameras_of_frames(source, sources.images, reading, patterns[0], max_time_difference)
-    notes = [*reading.notes, *frames.notes, *camera_notes, *filter(None, [None if given.kind else told_by_name(kind)])]
+    named = None if given.kind else told_by_name(kind)
+    # A scale that the user said is no default.
+    preset_note = None if settings.values.scale != known.values.scale else known.note
+    notes = [*reading.notes, *frames.notes, *camera_notes, *filter(None, [named, preset_note])]
     return run_import(
         IMPORTER,
         source,
@@ -197,15 +195,17 @@ class _Reading:
         flip_y: bool,
         dry_run: bool,
         has_offset: bool,
+        wants: str,
     ) -> _Reading:
         notes: list[str] = []
         if intrinsics is None and not dry_run:
-            raise InputError("intrinsics", "must be the four numbers fx,fy,cx,cy, a file, or a preset that knows them")
+            rule = "must be the four numbers fx,fy,cx,cy, a file, or a preset that knows them"
+            raise InputError("intrinsics", rule, fix=f"This preset wants {wants}." if wants else None)
         if size is not None and min(size) < 1:
             raise InputError("intrinsics_size", "must be a width and a height in pixels", found=size)
         # Without an offset 0 is unknown anyway.
         values = tuple(sorted({float(value) for value in invalid} - (set() if has_offset else {0.0})))
-        if isinstance(intrinsics, str) and any(sign in intrinsics for sign in "*?"):
+        if isinstance(intrinsics, str) and is_pattern(intrinsics):
             return cls(None, intrinsics, None, size, depth_scale, values, ())
         if intrinsics is None:
             return cls(UNKNOWN_CAMERA, None, None, size, depth_scale, values, ())
@@ -233,7 +233,7 @@ class _Reading:
                 f"The file of intrinsics says {camera.depth_scale:g} units a metre; --depth-scale {depth_scale:g} was"
                 " used."
             )
-        return cls(_upright(camera, size), None, None, size, depth_scale, values, tuple(notes))
+        return cls(upright(camera, size), None, None, size, depth_scale, values, tuple(notes))
 
     def described(self) -> dict[str, object]:
         """For the log."""
@@ -248,7 +248,7 @@ class _Reading:
 
 
 def _records(
-    source: Path, frames: Frames, cameras: _Cameras, reading: _Reading, kind: DepthKind
+    source: Path, frames: Frames, cameras: FrameCameras, reading: _Reading, kind: DepthKind
 ) -> Iterator[Record | Finding]:
     pairing = frames.pairing
     for lone, other in ((pairing.lone_images, "depth map"), (pairing.lone_depths, "image")):
@@ -285,36 +285,20 @@ def _cameras_of_frames(
     reading: _Reading,
     image_pattern: str | None,
     max_time_difference: float,
-) -> tuple[_Cameras, list[str]]:
-    """The camera of each image where every frame has one of its own, or why its file holds none; and notes."""
+) -> tuple[FrameCameras, list[str]]:
+    """The camera of each image where they do not share one, and notes."""
     if reading.camera_file is not None:
-        return _cameras_by_name(images, reading.camera_file, reading.size), []
-    pattern = reading.camera_pattern
-    if pattern is None:
+        return cameras_by_name(images, reading.camera_file, reading.size), []
+    if reading.camera_pattern is None:
         return {}, []
-    files = [PurePosixPath(path.relative_to(source).as_posix()) for path in sorted(source.glob(pattern))]
-    files = [path for path in files if not path.name.startswith(".")]
-    if not files:
-        raise InputError("intrinsics", "must name files of intrinsics, one a frame", found=f"none like {pattern}")
-    try:
-        pairing = pair_by_frame(
-            images,
-            files,
-            patterns=None if image_pattern is None else (image_pattern, pattern),
-            max_time_difference=max_time_difference,
-            options=("--image", "--intrinsics"),
-        )
-    except DatasetError as error:
-        rule = f"files like {pattern} must have the frame tokens of the images, each once"
-        raise InputError("intrinsics", rule, found=error.found, fix=error.fix) from error
-    cameras: _Cameras = {}
-    for pair in pairing.pairs:
-        path = source / pair.depth
-        try:
-            cameras[pair.image] = (_upright(parse_intrinsics(path, size=reading.size), reading.size), path)
-        except (MoGeError, OSError) as error:
-            cameras[pair.image] = (error, path)
-    return cameras, [f"Intrinsics: {note}" for note in pairing.notes]
+    return cameras_like(
+        reading.camera_pattern,
+        source,
+        images,
+        size=reading.size,
+        image_pattern=image_pattern,
+        max_time_difference=max_time_difference,
+    )
 
 
 def _holds_integers(path: Path) -> bool:
@@ -323,28 +307,3 @@ def _holds_integers(path: Path) -> bool:
         return False
     with path.open("rb") as file:
         return not holds_own_format(file.read(_HEAD_BYTES))
-
-
-def _cameras_by_name(
-    images: Sequence[PurePosixPath], file: CameraFile, size: tuple[int, int] | None
-) -> dict[PurePosixPath, tuple[PixelIntrinsics | MoGeError | OSError, Path]]:
-    """The camera of each image that a file of several names; one for all where all of its cameras are the same."""
-    found = file.of_frames(images) or dict.fromkeys(images, file.one())
-    assert file.path is not None
-    return {
-        image: (camera if isinstance(camera, MoGeError) else _upright(camera, size), file.path)
-        for image, camera in found.items()
-    }
-
-
-def _upright(camera: PixelIntrinsics, size: tuple[int, int] | None) -> PixelIntrinsics:
-    # The scale that a file names was compared; it is no part of how the frames are read.
-    return replace(camera, fy=abs(camera.fy), size=size or camera.size, depth_scale=None)
-
-
-def _preset(name: str | None) -> Preset:
-    if name is None:
-        return Preset()
-    if name not in PRESETS:
-        raise InputError("preset", f"must be one of {', '.join(PRESETS)}", found=repr(name))
-    return PRESETS[name]
