@@ -327,9 +327,7 @@ def test_distances_from_the_camera_are_taken_where_they_are_asked_for_or_alone(t
 
 def test_pictures_that_are_named_depth_are_neither_images_nor_presumed_to_be_depth(tmp_path: Path) -> None:
     make(tmp_path, ["rgb/1.png", "depth/1.png"], [])
-    with pytest.raises(
-        DatasetError, match=r"16-bit depth map.*pictures of 8 bits that are named depth: 1 file, depth/1\.png.*--depth"
-    ):
+    with pytest.raises(DatasetError, match=r"16-bit depth map.*depth/1\.png, which is an 8-bit PNG, colour.*--depth"):
         frames_of(tmp_path)
     assert found_in(frames_of(tmp_path, depths="depth/*.png")) == {"1": ("rgb/1.png", "depth/1.png")}
 
