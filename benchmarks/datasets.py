@@ -13,17 +13,30 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import psutil
 
-from benchmarks.units import unit_d
+from benchmarks.units import median_seconds, unit_d
 from moge_core.datasets import index_dataset, render_sample_scenes, validate_dataset
 from moge_core.datasets.layout import scan_instances
 from moge_core.datasets.validation import examine_instance
-from moge_core.io import write_depth, write_image, write_meta
+from moge_core.datasets.validation.maps import FurtherMaps
+from moge_core.io import (
+    read_depth,
+    read_meta,
+    read_normal,
+    write_depth,
+    write_image,
+    write_mask,
+    write_meta,
+    write_segmentation,
+)
+from moge_core.io.depth import read_depth_codes
 
 SOURCES = {"640x480": ((640, 480), 24), "1920x1080": ((1920, 1080), 12)}
 NUM_SMALL, NUM_MANY = 20_000, 100_000
@@ -39,6 +52,7 @@ def main() -> None:
             render_sample_scenes(Path(folder, name), count, 2, size=size)
         for name in SOURCES:
             _cost(Path(folder, name))
+            _cost_of_maps(Path(folder, name))
         _cores(Path(folder, "640x480"))
         _memory(Path(folder, "small"), NUM_SMALL)
         if arguments.large:
@@ -63,6 +77,43 @@ def _cost(root: Path) -> None:
     d = (before + _mean_d(root, instances)) / 2
     print(f"{root.name} (D = {d * 1e3:.1f} ms CPU): full {full * 1e3:.2f} ms = {full / d:.2f} D,", end=" ")
     print(f"cheap {cheap * 1e3:.2f} ms = {cheap / d:.2f} D", flush=True)
+
+
+def _cost_of_maps(root: Path) -> None:
+    """What normals, and normals, mask and segmentation add: decoding them, and comparing them."""
+    instances, _ = scan_instances(root)
+    for instance in instances:
+        normal = read_normal(root / instance / "normal.png")
+        ids = np.unique(np.nan_to_num(normal.round(1)).reshape(-1, 3), axis=0, return_inverse=True)[1]
+        write_mask(root / instance / "mask.png", np.isfinite(read_depth(root / instance / "depth.png")))
+        write_segmentation(root / instance / "segmentation.png", ids.reshape(normal.shape[:2]).astype(np.uint16))
+    d = len(instances) * _mean_d(root, instances)
+    for names in (["normal.png"], ["normal.png", "mask.png", "segmentation.png"]):
+        decoding = sum(median_seconds(partial(_decode, root / name, names), cpu=True) for name in instances)
+        both = sum(
+            median_seconds(partial(_judge, root / name, names, _parts(root / name)), cpu=True) for name in instances
+        )
+        print(
+            f"{root.name}, {', '.join(names)}: decoding {decoding / d:.2f} D, comparing {(both - decoding) / d:.2f} D"
+        )
+
+
+def _decode(folder: Path, names: list[str]) -> None:
+    for name in names:
+        cv2.imdecode(np.frombuffer((folder / name).read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+
+
+def _parts(folder: Path) -> tuple[Any, ...]:
+    """What validation has of an instance already when it looks at its further maps."""
+    coded = read_depth_codes(folder / "depth.png")
+    grey = np.asarray(cv2.imread(str(folder / "image.jpg"), cv2.IMREAD_REDUCED_GRAYSCALE_4))
+    return coded, grey, read_meta(folder / "meta.json")["intrinsics"].astype(float), lambda: None
+
+
+def _judge(folder: Path, names: list[str], parts: tuple[Any, ...]) -> None:
+    further = FurtherMaps(*parts)
+    for name in names:
+        list(further.judge(folder / name))
 
 
 def _cores(root: Path) -> None:

@@ -85,7 +85,8 @@ def print_understood(report: ImportReport, understood: Understood, strict: bool)
         click.echo(f"  note: {note}")
     print_findings(report.skipped, of="file")
     if understood.command is not None:
-        click.echo(f"\nTo import:\n  {understood.command}{' --strict' if strict else ''}")
+        added = f", with {' and '.join(understood.missing)} added" if understood.missing else ""
+        click.echo(f"\nTo import{added}:\n  {understood.command}{' --strict' if strict else ''}")
 
 
 def _print_leftovers(report: ImportReport) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from PIL import Image
 from plane_frames import NORMAL, OFFSET, check_camera, check_is_plane, plane_z
 
 from moge_core.datasets.importers.colmap import import_colmap
@@ -176,3 +177,17 @@ def test_sparse_points_are_seen_by_the_pinhole(tmp_path: Path, model: str) -> No
     depth = check_is_plane(report.out_dir / "a", unit=None, tolerance=0.02)
     assert np.isfinite(depth).sum() == len(points)
     assert sorted(read_depth(report.out_dir / "a/depth.png")[np.isfinite(depth)]) == pytest.approx(sorted(z), rel=1e-4)
+
+
+def test_pictures_of_colmap_are_read_as_they_are_stored(tmp_path: Path) -> None:
+    write_distorted(tmp_path / "work", "OPENCV")
+    pinhole = colmap_pinhole(camera_of("OPENCV"))
+    write_depth_map(tmp_path / "work", plane_z(*size_of(pinhole), numbers(pinhole)))
+    plain = tmp_path / "work/images/a.png"
+    with Image.open(plain) as picture:
+        exif = picture.getexif()
+        exif[0x0112] = 6
+        picture.save(plain, exif=exif)
+    report = import_colmap(tmp_path / "work", tmp_path / "out")
+    check_is_plane(report.out_dir / "a", unit=None)
+    check_shows_directions(report.out_dir / "a", pinhole)

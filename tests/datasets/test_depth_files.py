@@ -188,6 +188,7 @@ COMBINED = {f"ViewLayer.Combined.{name}": values for name, values in {**RGB, "A"
         ({"V": Z}, None),
         ({"Y": Z, "A": ONE}, "Y"),
         ({"R": Z, "A": ONE}, "R"),
+        ({"V": OTHER, "Depth.V": Z, "Depth.A": ONE}, "Depth.V"),
         ({**RGB, "A": ONE, "Z": Z}, "Z"),
         ({**COMBINED, "ViewLayer.Depth.Z": Z}, "ViewLayer.Depth.Z"),
         ({**COMBINED, **{f"ViewLayer.Normal.{axis}": OTHER for axis in "XYZ"}, "ViewLayer.Depth.Z": Z}, "Depth.Z"),

@@ -281,7 +281,7 @@ def test_a_layout_pairs_without_a_pattern_and_without_a_word_of_alarm(tmp_path: 
         expected[of_frame(instance, number)] = (of_frame(image, number), of_frame(depth, number))
     frames = frames_of(tmp_path)
     assert found_in(frames) == expected
-    assert any(line.startswith("3 pairs") for line in frames.understood)
+    assert any(line.startswith("3 pairs") for line in frames.taken_for)
 
 
 def make(source: Path, images: Sequence[str], depths: Sequence[str]) -> None:
@@ -304,7 +304,7 @@ def test_each_scene_may_have_a_layout_of_its_own(tmp_path: Path) -> None:
         "c/frame_3": ("c/images/frame_3.png", "c/depth_maps/frame_3.png"),
         "lab_7": ("lab_7_color.jpg", "lab_7_depth.png"),
     }
-    assert frames.understood[1] == "4 pairs; without a partner: 1 image and 1 depth map."
+    assert frames.taken_for[1] == "4 pairs; without a partner: 1 image and 1 depth map."
 
 
 def test_what_was_passed_by_is_named_with_the_reason(tmp_path: Path) -> None:
@@ -327,9 +327,7 @@ def test_distances_from_the_camera_are_taken_where_they_are_asked_for_or_alone(t
 
 def test_pictures_that_are_named_depth_are_neither_images_nor_presumed_to_be_depth(tmp_path: Path) -> None:
     make(tmp_path, ["rgb/1.png", "depth/1.png"], [])
-    with pytest.raises(
-        DatasetError, match=r"16-bit depth map.*pictures of 8 bits that are named depth: 1 file, depth/1\.png.*--depth"
-    ):
+    with pytest.raises(DatasetError, match=r"16-bit depth map.*depth/1\.png, which is an 8-bit PNG, colour.*--depth"):
         frames_of(tmp_path)
     assert found_in(frames_of(tmp_path, depths="depth/*.png")) == {"1": ("rgb/1.png", "depth/1.png")}
 

@@ -96,7 +96,12 @@ def test_a_folder_of_which_nothing_is_known_yet_shows_what_to_give(tmp_path: Pat
     assert "Camera: unknown; say it with --intrinsics" in output
     assert re.search(r"^ +1000 +[12]\.\d+ m +plausible for a room$", output, re.MULTILINE)
     assert re.search(r"^ +1 +\d+(e\+\d+)? m$", output, re.MULTILINE)
+    assert "To import, with --intrinsics and --scale added:" in output
     again = run("rgbd-folder", source, "-o", tmp_path / "out", "--dry-run", "--depth-scale", "2000")
+    assert "To import, with --intrinsics added:" in again
+    known = [*shown_command(again)[1:], "--intrinsics", "20,21,7.5,5.5"]
+    assert "To import:" in run(*known, "--dry-run")
+    assert "3 instances written" in run(*known)
     assert re.search(r"^ +2000 +0?[01]\.\d+ m +plausible for a (room|table top), given$", again, re.MULTILINE)
     assert "fx 20" in run("rgbd-folder", source, "-o", tmp_path / "out", "--dry-run", "--intrinsics", "20,21,7.5,5.5")
 

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from moge_core.cli import cli
-from moge_core.datasets.importers import writing
+from moge_core.datasets.importers import origins
 from moge_core.datasets.importers.edges import EdgesOfDepth
 from moge_core.datasets.importers.frames import Parts, normalised_intrinsics
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics
@@ -98,7 +98,7 @@ def test_of_datasets_made_before_only_frames_with_a_tag_are_made_anew(
     image, depth = boxes_in_front(128, 96)
     save(tmp_path, image, depth, orientation)
     with monkeypatch.context() as before:
-        before.setattr(writing, "changed_reading", lambda record: [])
+        before.setattr(origins, "changed_reading", lambda record: [])
         run(tmp_path)
     assert run(tmp_path).num_written == written
 

@@ -32,6 +32,8 @@ BY_OTHER_TESTS = {
     "density-consistent",
     "reprojects",
     "depth-steps",
+    "mask-fits-depth",
+    "segmentation-fits",
 }
 SUSPICIONS = {"registered"}
 SIZE = (320, 240)

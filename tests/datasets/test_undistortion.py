@@ -213,9 +213,10 @@ def test_depth_of_another_size_is_undistorted_in_its_own(tmp_path: Path) -> None
     assert np.median(np.abs(frame.depth.ravel() - true) / true) < 3e-4
 
 
-def test_sparse_depth_keeps_its_returns_where_they_fall(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["z", "ray"])
+def test_sparse_depth_keeps_its_returns_where_they_fall(tmp_path: Path, kind: str) -> None:
     camera = replace(CAMERAS["off centre, oblong pixels"], distortion=BENDS["barrel"])
-    record = frame_of(camera, tmp_path)
+    record = frame_of(camera, tmp_path, kind)
     depth = np.load(tmp_path / "depth.npy")
     sparse = np.zeros_like(depth)
     sparse[::7, ::5] = depth[::7, ::5]
@@ -242,6 +243,23 @@ def test_points_of_a_sweep_are_projected_through_the_pinhole(tmp_path: Path) -> 
         u = (frame.intrinsics[0, 0] * x / z + frame.intrinsics[0, 2]) * W
         v = (frame.intrinsics[1, 1] * y / z + frame.intrinsics[1, 2]) * H
         assert frame.depth[int(v), int(u)] == pytest.approx(z)
+
+
+def test_normals_and_masks_are_picked_with_their_pixels(tmp_path: Path) -> None:
+    camera = replace(CAMERAS["centred"], distortion=BENDS["fisheye"])
+    record = frame_of(camera, tmp_path)
+    ids = np.load(tmp_path / "ids.npy")
+    normals = np.array([[0, 0, -1], [0, -1, 0], [0.6, 0, -0.8]], np.float32)[ids]
+    np.save(tmp_path / "normal.npy", normals)
+    np.save(tmp_path / "mask.npy", (ids != 1).astype(np.uint8))
+    more = {name: Stored(tmp_path / f"{name}.npy", read_array) for name in ("normal", "mask")}
+    frame = read_frame(replace(record, **more), ImportSettings())
+    assert frame.segmentation is not None
+    assert frame.normal is not None
+    np.testing.assert_array_equal(
+        frame.normal, np.array([[0, 0, -1], [0, -1, 0], [0.6, 0, -0.8]], np.float32)[frame.segmentation]
+    )
+    np.testing.assert_array_equal(np.isnan(frame.depth), frame.segmentation == 1)
 
 
 def test_infinite_depth_stays_infinite_and_unknown_unknown(tmp_path: Path) -> None:
@@ -337,3 +355,13 @@ def test_a_jpeg_that_was_undistorted_is_not_copied(source: Path, tmp_path: Path)
     report = import_rgbd_folder(source, tmp_path / "out", intrinsics=camera, depth_scale=1000)
     written = read_image(report.out_dir / "0/image.jpg")
     assert np.abs(written.astype(int) - image.astype(int)).max() > 10
+
+
+def test_depth_is_infinite_from_where_it_is_said_in_metres(tmp_path: Path) -> None:
+    camera = replace(CAMERAS["centred"], distortion=BENDS["barrel"])
+    record = frame_of(camera, tmp_path)
+    assert isinstance(record.depth, StoredDepth)
+    far = replace(record, depth=replace(record.depth, infinite_from=1.5, scale=1.0), depth_unit=0.5)
+    depth = read_frame(far, ImportSettings()).depth
+    assert np.isinf(depth).any()
+    assert 2.5 < depth[np.isfinite(depth)].max() < 3.0

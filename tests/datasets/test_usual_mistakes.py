@@ -115,10 +115,16 @@ def test_a_picture_where_depth_is_wanted_is_named(source: Path, run: Run) -> Non
     cv2.imwrite(str(source / "colour16.png"), image.astype(np.uint16) * 200)
     np.save(source / "points.npy", np.ones((32, 48, 3), np.float32))
     assert "a JPEG picture. A picture of depth" in refused(run, depth="photo.jpg", image="sub/photo.jpg")
-    assert "an 8-bit PNG, colour. A picture of depth" in refused(run, depth="colour.png")
+    assert "found 8-bit RGB. An 8-bit picture of depth" in refused(run, depth="colour.png")
     assert "An 8-bit picture of depth" in refused(run, depth="grey.png")
-    assert "Depth is one channel" in refused(run, depth="colour16.png")
+    assert "Depth is one channel of 16 bits" in refused(run, depth="colour16.png")
     assert "Of points (X, Y, Z), save Z" in refused(run, depth="points.npy")
+
+
+def test_depth_that_is_coded_in_colours_keeps_its_own_remedy(source: Path, run: Run) -> None:
+    codes = (np.linspace(1, 6, 32 * 48).reshape(32, 48) * 16777.215).astype(np.uint32)
+    cv2.imwrite(str(source / "coded.png"), np.stack([codes >> 16, codes >> 8 & 255, codes & 255], -1).astype(np.uint8))
+    assert "--encoding rgb24" in refused(run, depth="coded.png")
 
 
 def test_image_and_depth_the_wrong_way_round_are_told(source: Path, run: Run) -> None:
@@ -171,6 +177,12 @@ def test_decimal_commas_are_named(source: Path, tmp_path: Path, run: Run) -> Non
     (source / "t.csv").write_text("name,image,depth,fx,fy,cx,cy\nf,photo.jpg,depth.png,40,5,40,23.5,15.5\n")
     with pytest.raises(DatasetError, match="one with a comma in it must be in quotes"):
         import_table(source / "t.csv", tmp_path / "out")
+
+
+def test_decimal_commas_of_intrinsics_are_named(source: Path, tmp_path: Path) -> None:
+    text = shown("import", "rgbd-folder", source, "-o", tmp_path / "out", "--intrinsics", "40,5;40,5;23,5;15,5",
+                 "--depth-scale", "1000")  # fmt: skip
+    assert "Write decimals with a point" in text
 
 
 def shown(*arguments: object) -> str:

@@ -153,6 +153,26 @@ def test_a_constant_that_fills_regions_of_a_room_is_offered_as_unknown(scenes: S
         assert of(told(values, scale=1000.0), "--invalid 65535 (--infinite")
 
 
+@pytest.mark.parametrize("rows", [slice(None), slice(-30, None), slice(20, 50)])
+def test_a_constant_that_does_not_hang_from_the_top_is_no_sky_however_far_the_scene_goes(rows: slice) -> None:
+    road = (1000 / np.linspace(4, 60, 120)[:, None] * np.ones(160) * 100).astype(np.uint16)
+    road[rows, :40] = 65535
+    assert of(told(road, scale=100.0), "--invalid 65535 (--infinite")
+    assert not of(told(road, scale=100.0, invalid=(65535.0,)), "keeps the sky")
+
+
+def test_sky_is_looked_for_at_the_top_of_the_picture_as_it_becomes(tmp_path: Path) -> None:
+    road = (1000 / np.linspace(4, 60, 120)[:, None] * np.ones(160) * 100).astype(np.uint16)
+    road[:50] = 65535
+    for part in ("rgb", "depth"):
+        (tmp_path / "source" / part).mkdir(parents=True)
+    write_image(tmp_path / "source/rgb/0001.png", np.zeros((120, 160, 3), np.uint8))
+    cv2.imwrite(str(tmp_path / "source/depth/0001.png"), road[::-1])
+    said = ["--intrinsics", "128,128,79.5,59.5", "--depth-scale", "100", "--flip-y"]
+    output = run("import", "rgbd-folder", tmp_path / "source", "-o", tmp_path / "out", *said)
+    assert "--infinite 65535 (--invalid" in output
+
+
 def test_sky_that_was_stored_as_0_is_told(scenes: Scenes) -> None:
     for z in under_the_sky(scenes):
         assert of(told(np.where(np.isinf(z), 0, z).astype(np.float32)), "--infinite 0 keeps the sky")

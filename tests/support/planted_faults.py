@@ -16,7 +16,16 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from moge_core.io import read_depth, read_image, read_meta, write_depth, write_image, write_meta
+from moge_core.io import (
+    read_depth,
+    read_image,
+    read_meta,
+    read_normal,
+    write_depth,
+    write_image,
+    write_meta,
+    write_normal,
+)
 from moge_core.io.png import encode_png
 
 Depth = npt.NDArray[np.float32]
@@ -150,6 +159,16 @@ def cut_and_closed(folder: Path) -> None:
 
 def normals(pixels: Callable[[Depth], npt.NDArray[Any]]) -> Callable[[Path], None]:
     return lambda folder: (folder / "normal.png").write_bytes(encode_png(pixels(read_depth(folder / "depth.png"))))
+
+
+def of_normals(change: Callable[[npt.NDArray[np.float32]], npt.NDArray[Any]]) -> Callable[[Path], None]:
+    """A fault that changes the normals."""
+
+    def plant(folder: Path) -> None:
+        path = folder / "normal.png"
+        write_normal(path, change(read_normal(path)).astype(np.float32))
+
+    return plant
 
 
 def blank(folder: Path) -> None:
@@ -374,6 +393,10 @@ FAULTS: Mapping[str, Fault] = {
     "8-bit normals": Fault(normals(lambda depth: np.zeros((*depth.shape, 3), np.uint8)), "maps-decodable"),
     "normals of another size": Fault(normals(lambda _: np.zeros((5, 7, 3), np.uint16)), "sizes-agree"),
     "normals are text": Fault(lambda folder: (folder / "normal.png").write_text("404"), "maps-decodable"),
+    "opengl normals": Fault(of_normals(lambda normal: normal * [1, -1, -1]), "normals-fit-depth"),
+    "normals that look away": Fault(of_normals(lambda normal: -normal), "normals-fit-depth"),
+    "normals left in 0 to 1": Fault(of_normals(lambda normal: (normal + 1) / 2), "normals-fit-depth"),
+    "normals shifted": Fault(of_normals(lambda normal: np.roll(normal, normal.shape[1] // 16, 1)), "normals-fit-depth"),
     "blank image": Fault(blank, "image-varies"),
     "turned bits": Fault(
         of_depth(lambda depth, _: turned_bits(depth)),

@@ -120,7 +120,8 @@ def read_cameras(
     numbers = _numbers(str(source))
     if numbers is not None:
         if len(numbers) != 4:
-            raise InputError("intrinsics", "must be the four numbers fx,fy,cx,cy or a file", found=str(source))
+            fix = "Write decimals with a point." if len(numbers) > 4 else None
+            raise InputError("intrinsics", "must be the four numbers fx,fy,cx,cy or a file", found=str(source), fix=fix)
         return CameraFile(None, {"": checked_intrinsics(numbers, "intrinsics")})
     path, name = _place(str(source), search_dir)
     cameras = _read(path, size)

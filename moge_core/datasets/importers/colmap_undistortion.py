@@ -19,7 +19,8 @@ from moge_core.datasets.importers.records import Stored
 from moge_core.datasets.importers.sizes import is_same_shape
 from moge_core.datasets.importers.undistortion import rays_of_pixels, undistorted_picture
 from moge_core.errors import InstanceError
-from moge_core.io import read_image, read_image_size
+from moge_core.io.headers import read_image_header
+from moge_core.io.image import read_stored_image
 
 _FIX = (
     "Import the folder that `colmap image_undistorter` made; if pictures and depth maps are undistorted with these very"
@@ -55,7 +56,9 @@ def undistorted_frame(
             found=f"{depth_size[0]}x{depth_size[1]}",
             fix=_FIX,
         )
-    size = read_image_size(image)
+    # COLMAP passes EXIF orientations by.
+    header = read_image_header(image)
+    size = header.width, header.height
     if size == camera.size:
         note = "COLMAP's depth maps are of undistorted pictures; the pictures were undistorted as COLMAP does."
         return Stored(image, partial(_read_undistorted, camera=camera, pinhole=pinhole)), pinhole, note
@@ -105,4 +108,4 @@ def _is_same(size: tuple[int, int], other: tuple[int, int]) -> bool:
 
 
 def _read_undistorted(path: Path, *, camera: PixelIntrinsics, pinhole: PixelIntrinsics) -> npt.NDArray[Any]:
-    return undistorted_picture(read_image(path), camera, pinhole)
+    return undistorted_picture(read_stored_image(path)[0], camera, pinhole)

@@ -43,6 +43,7 @@ _FOCAL_OF_60_DEGREES = 0.5 / math.tan(math.radians(30))
 _EDGE = 0.06
 # Where fewer pixels are known, each is drawn, because points have no edges.
 _SPARSE = 0.15
+_NO_CAMERA = "unknown"
 _EDGE_COLOUR = (255, 0, 170)
 
 
@@ -57,6 +58,7 @@ class Understood:
         picture: where the picture with depth's edges over the images is; None where no frame could be decoded.
         values: stored values of the depth maps that were decoded; None where depth is of points.
         command: the command line of the import; None where it cannot be typed, or there is nothing to import.
+        missing: options that it should have besides, because nobody can know what they say.
     """
 
     num_frames: int
@@ -65,6 +67,7 @@ class Understood:
     picture: Path | None
     values: StoredValues | None
     command: str | None
+    missing: tuple[str, ...] = ()
 
 
 @dataclass
@@ -150,8 +153,18 @@ def understand(
         metric=None if looks.units else unit is not None,
         depth_unit=unit,
         command=command,
-        understood=Understood(num_frames, len(chosen), lines, picture, values, command),
+        understood=Understood(num_frames, len(chosen), lines, picture, values, command, _missing(looks)),
     )
+
+
+def _missing(looks: _Looks) -> tuple[str, ...]:
+    """Options without which the import has no camera, or takes integers for millimetres for want of better."""
+    meaning = looks.meaning
+    is_linear = meaning is not None and meaning.kind in {"z", "ray"} and meaning.encoding in {None, "linear"}
+    has_integers = any(values.dtype.kind in "iu" for values in looks.maps)
+    needs_scale = is_linear and has_integers and meaning is not None and meaning.scale is None
+    has_camera = not any(text.startswith(_NO_CAMERA) for text in looks.cameras)
+    return (*(() if has_camera else ("--intrinsics",)), *(("--scale",) if needs_scale else ()))
 
 
 def _picture_path(settings: ImportSettings, out: Path) -> Path | None:
@@ -242,7 +255,7 @@ def _camera_text(parts: Parts) -> str:
 
     camera = parts.camera
     if not math.isfinite(camera.fx):
-        return "unknown; say it with --intrinsics fx,fy,cx,cy in pixels, or a file"
+        return f"{_NO_CAMERA}; say it with --intrinsics fx,fy,cx,cy in pixels, or a file"
     text = f"fx {camera.fx:.6g}, fy {camera.fy:.6g}, cx {camera.cx:.6g}, cy {camera.cy:.6g} pixels"
     if camera.size is not None:
         text += f" of {camera.size[0]}x{camera.size[1]}"
@@ -251,7 +264,8 @@ def _camera_text(parts: Parts) -> str:
     except MoGeError as error:
         return f"{text}; {error}"
     across, down = (float(np.degrees(angle)) for angle in intrinsics_to_fov(normalised))
-    return f"{text}, field of view {across:.1f} x {down:.1f} degrees"
+    text += f", field of view {across:.1f} x {down:.1f} degrees"
+    return text if camera.distortion is None else f"{text} but for its distortion, {camera.distortion}"
 
 
 def _lines_of(looks: _Looks, values: StoredValues | None) -> list[str]:

@@ -95,10 +95,14 @@ def read_frame(record: Record, settings: ImportSettings) -> Frame:
     turn_maps(parts, record, settings)
     turn_to_depth(parts, record, settings)
     crop_to_depth(parts, record, settings)
+    # What values give away, they do as they are stored.
+    stored, meaning = parts.stored, parts.meaning
     undistort(parts, record, settings)
     frame = _of_one_size(parts, record, settings)
-    if parts.stored is not None and parts.meaning is not None:
-        look_at_values(parts.stored, parts.meaning, frame.depth, record, frame.told)
+    if stored is not None and meaning is not None:
+        # Sky is looked for at the top.
+        upright = slice(None, None, -1 if settings.flip_y else None)
+        look_at_values(stored[upright], meaning, frame.depth[upright], record, frame.told)
     compare_maps(frame, record, settings)
     if frame.mask is not None:
         frame.depth = np.where(frame.mask, frame.depth, np.float32(np.nan))

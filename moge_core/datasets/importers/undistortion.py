@@ -36,8 +36,8 @@ _GRID_SIDE = 33
 _NUM_ANGLES = 8192
 # OpenCV takes so many coefficients, and no others.
 _LENGTHS = (4, 5, 8, 12, 14)
-# Of the neighbours of a known pixel, less than this share is known in sparse depth.
-_SPARSE = 0.5
+# Of the neighbours of a return that lies alone, less than this share is known.
+_MOST_NEIGHBOURS = 0.5
 # A pixel whose ray, seen through the camera again, misses it by more has no ray that can be found.
 _MOST_MISS_PX = 1e-3
 _NEWTON_STEPS = 5
@@ -79,7 +79,7 @@ def undistort(parts: Parts, record: Record, settings: ImportSettings) -> None:
             fix="Say --distortion ignore if the pictures are rectified.",
         )
     width, height = parts.image.shape[1], parts.image.shape[0]
-    normalised, remarks = normalised_intrinsics(parts.camera, width, height)
+    normalised, remarks = normalised_intrinsics(parts.camera, width, height, record.size_is_said_by)
     parts.told.notes.update(remarks)
     camera = PixelIntrinsics(
         float(normalised[0, 0] * width),
@@ -99,7 +99,10 @@ def undistort(parts: Parts, record: Record, settings: ImportSettings) -> None:
         values = getattr(parts, name)
         if values is not None:
             setattr(parts, name, _picked(values, camera, pinhole))
-    parts.told.notes.add(f"Pictures and maps were undistorted onto a pinhole; the model is {distortion.model}.")
+    parts.told.notes.add(
+        f"Pictures and maps were undistorted onto a pinhole; the model is {distortion.model}. If they were undistorted"
+        " already, import again with --distortion ignore."
+    )
     parts.told.shares["undistorted"] = share
     parts.told.shares["undistorted_fov"] = math.degrees(_fov(width, camera.cx, pinhole.fx))
 
@@ -300,11 +303,11 @@ def _undistort_depth(parts: Parts, camera: PixelIntrinsics, pinhole: PixelIntrin
         parts.told.notes.add("No scale was given for depth stored as integers; it was read as millimetres.")
     # A distance along the ray stays one until it is on the pinhole, whose rays are known.
     is_ray = meaning.kind == "ray"
-    as_z = replace(meaning, kind="z", infinite_from=None) if is_ray else meaning
-    values = metric_z(stored, as_z, np.eye(3))
+    as_read = replace(meaning, kind="z" if is_ray else meaning.kind, infinite_from=None)
+    values = metric_z(stored, as_read, np.eye(3))
     size = (values.shape[1], values.shape[0])
     camera, pinhole = _of_size(camera, size), _of_size(pinhole, size)
-    if _is_sparse(values):
+    if _lies_alone(values):
         parts.stored = _splatted(values, camera, pinhole, is_ray=is_ray)
         is_ray = False
     else:
@@ -314,11 +317,11 @@ def _undistort_depth(parts: Parts, camera: PixelIntrinsics, pinhole: PixelIntrin
     )
 
 
-def _is_sparse(values: npt.NDArray[np.float32]) -> bool:
+def _lies_alone(values: npt.NDArray[np.float32]) -> bool:
     """Whether known pixels mostly lie alone, as returns of a LiDAR do."""
     known = ~np.isnan(values)
     across, down = known[:, 1:] & known[:, :-1], known[1:] & known[:-1]
-    return 2 * (int(across.sum()) + int(down.sum())) < _SPARSE * 4 * int(known.sum()) and min(values.shape) > 2
+    return 2 * (int(across.sum()) + int(down.sum())) < _MOST_NEIGHBOURS * 4 * int(known.sum()) and min(values.shape) > 2
 
 
 def _moved_along_surfaces(

@@ -191,9 +191,11 @@ def _cause(name: str, part: Stored, record: Record, error: MoGeError) -> tuple[s
             return foreign.found, f"A {_LONG_NAMES[name]} is stored without loss: save it as PNG or as an array."
         return foreign.found, _swapped(record) or _NO_PICTURE
     if name == "depth" and is_png and not _is_grey(head):
-        one = "Depth is one channel: if all three are equal, save one of them as 16-bit grey; else they are colours."
-        fix = _swapped(record) or (one if _has_16_bits(head) else _NO_PICTURE)
-        return _picture(head), fix
+        if (swapped := _swapped(record)) is not None:
+            return _picture(head), swapped
+        # Other errors know more of what its colours may code.
+        if str(error.found).startswith("16-bit"):
+            return _picture(head), "Depth is one channel of 16 bits; three that differ are colours."
     return None
 
 

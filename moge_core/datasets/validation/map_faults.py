@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moge_core.datasets.normal_axes import OPENCV, USUAL, NormalAxes
-from moge_core.datasets.validation.edge_fits import FrameGrid, fit_edges, id_edges, normal_edges
+from moge_core.datasets.validation.edge_fits import EdgeFit, FrameGrid, fit_edges, id_edges, normal_edges
 from moge_core.datasets.validation.geometry import Map
 from moge_core.datasets.validation.normal_fits import fit_normals
 
@@ -20,6 +20,8 @@ _OPPOSITE, _MOST_INSIDE = -0.6, 0.3
 _LEAST_PART = 0.02
 # Share of neighbours of which one has depth; where it is more, depth is sparse and holes say nothing.
 _MOST_HOLES = 0.25
+# Share of agreeing normals that no want of edges speaks against.
+_AGREED = 0.9
 _PERHAPS_OF_WORLD = " (or world, which needs poses, if other frames need other axes)"
 # What fills such a share of its convex hulls was drawn by hand or by a lens, and its border lies on no edges.
 _CONVEX = 0.93
@@ -78,8 +80,8 @@ def find_normal_fault(
         return MapFault("shifted", edges.told())
     if fit.is_foreign and not (edges is not None and edges.is_right):
         return MapFault("foreign", f"{told}, and in no other axes")
-    if edges is not None and edges.is_foreign:
-        return MapFault("foreign", edges.told())
+    if edges is not None and edges.is_foreign and fit.share < _AGREED:
+        return MapFault("foreign", f"{told}, and {edges.told()}")
     return None
 
 
@@ -102,19 +104,20 @@ def find_mask_fault(frame: FrameGrid, mask: npt.NDArray[np.bool_]) -> MapFault |
     holes, borders = id_edges(known), id_edges(mask)
     if float(np.mean(holes)) > _MOST_HOLES or _is_drawn(mask):
         return None
-    as_holes = fit_edges(holes, borders)
-    if as_holes is not None and (as_holes.is_shifted or as_holes.is_right):
-        return MapFault("shifted", as_holes.told()) if as_holes.is_shifted else None
-    return _edge_fault(frame.edges + 2 * holes, borders)
+    if (as_holes := fit_edges(holes, borders)) is not None and as_holes.is_right:
+        return None
+    fits = fit_edges(frame.edges + 2 * holes, borders)
+    if fits is not None and fits.is_right:
+        return None
+    return _fault_of(as_holes if as_holes is not None and as_holes.is_shifted else fits)
 
 
 def find_segmentation_fault(frame: FrameGrid, ids: npt.NDArray[np.generic]) -> MapFault | None:
     """What is wrong with a segmentation, a grid (h, w) of ids; None where nothing is, or nothing can be said."""
-    return _edge_fault(frame.edges, id_edges(ids))
+    return _fault_of(fit_edges(frame.edges, id_edges(ids)))
 
 
-def _edge_fault(frame: Map, borders: Map) -> MapFault | None:
-    edges = fit_edges(frame, borders)
+def _fault_of(edges: EdgeFit | None) -> MapFault | None:
     if edges is None or not (edges.is_shifted or edges.is_foreign):
         return None
     return MapFault("shifted" if edges.is_shifted else "foreign", edges.told())

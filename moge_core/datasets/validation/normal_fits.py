@@ -36,8 +36,12 @@ _FOREIGN, _FOREIGN_IN_NOISE = 0.65, 0.45
 _SMOOTH_DEG, _SMOOTH_SHARE = 10.0, 0.935
 # The least coordinate that a range of 0 to 1 leaves, rounding allowed for.
 _LEAST_CODED = -0.02
+# Share of agreement from which on vectors without a negative coordinate are right all the same.
+_LEAST_UNCODED = 0.5
 # Of solving for a rotation.
 _ROUNDS = 6
+# Length of the mean of normals that are all of one plane.
+_ONE_DIRECTION = 0.985
 # Axes that are as close as others but for this are told in the order of `USUAL`.
 _SAME = 0.02
 
@@ -103,18 +107,31 @@ def fit_normals(
         share = directions.share(cosines[known] > np.cos(np.radians(degrees)))
         if share >= _PROVEN + _BETTER:
             return NormalFit(count, share)
+        # One wall alone cannot tell axes, only that its normals look away.
+        is_one_plane = float(np.linalg.norm(own[:, known].mean(axis=1))) > _ONE_DIRECTION
+        if is_one_plane and _looks_here(turned[:, known], known, intrinsics):
+            return NormalFit(count, share)
         pairs = _Pairs(own[:, known].T, normal[:, known].T, degrees, directions)
         enough = max(_PROVEN, share + _BETTER)
         best, best_share = pairs.best_axes(pose)
         if best_share >= enough:
             return NormalFit(count, share, best, best_share)
-        if float(np.quantile(pairs.stored.min(axis=1), 0.05)) >= _LEAST_CODED:
+        if share < _LEAST_UNCODED and float(np.quantile(pairs.stored.min(axis=1), 0.05)) >= _LEAST_CODED:
             return NormalFit(count, share, looks_coded=True)
         rotation = pairs.best_rotation()
         turned_share, angle = pairs.agreement(rotation), _angle_of(rotation)
         if turned_share >= enough and angle > degrees:
             return NormalFit(count, share, axes_share=turned_share, turned_deg=angle)
         return NormalFit(count, share, is_foreign=share < (_FOREIGN if is_smooth else _FOREIGN_IN_NOISE))
+
+
+def _looks_here(normals: Map, known: npt.NDArray[np.bool_], intrinsics: npt.NDArray[np.float64]) -> bool:
+    """Whether most normals (3, N) of the known pixels of a grid (h, w) are on the camera's side."""
+    height, width = known.shape
+    rows, columns = np.nonzero(known)
+    x = ((columns + 0.5) / width - intrinsics[0, 2]) / intrinsics[0, 0]
+    y = ((rows + 0.5) / height - intrinsics[1, 2]) / intrinsics[1, 1]
+    return float(np.mean(normals[0] * x + normals[1] * y + normals[2] < 0)) > 0.5
 
 
 class _Directions:
