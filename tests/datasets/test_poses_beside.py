@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,18 +130,26 @@ def write_arkitscenes(source: Path) -> None:
     (source / "lowres_wide.traj").write_text("\n".join(lines))
 
 
-def write_colmap(source: Path, binary: bool = False) -> None:
+def write_colmap(source: Path, unit: float | None = None) -> None:
+    """A model; with a unit, in metres, also points on the walls, half of which each image sees."""
     write_frames(source, "images/{n}.png", "depth/{n}.png")
     model = source / "sparse" / "0"
     model.mkdir(parents=True)
     (model / "cameras.txt").write_text(f"1 PINHOLE {WIDTH} {HEIGHT} {FOCAL} {FOCAL} 48 36\n")
+    size = 1.0 if unit is None else 1 / unit
+    points = np.random.default_rng(0).uniform(-1, 1, (200, 3)) * ROOM
+    points[:, 2] = ROOM[2]
     lines = []
     for number, pose in enumerate(POSES):
         to_camera = np.linalg.inv(pose)
         x, y, z, w = Rotation.from_matrix(to_camera[:3, :3]).as_quat()
-        numbers = [w, x, y, z, *to_camera[:3, 3]]
-        lines += [f"{number + 1} " + " ".join(f"{one:.9f}" for one in numbers) + f" 1 {number:06d}.png", ""]
+        numbers = [w, x, y, z, *(to_camera[:3, 3] * size)]
+        lines.append(f"{number + 1} " + " ".join(f"{one:.9f}" for one in numbers) + f" 1 {number:06d}.png")
+        lines.append("" if unit is None else " ".join(f"1 1 {point}" for point in range(0, 200, 2)))
     (model / "images.txt").write_text("\n".join(lines) + "\n")
+    if unit is not None:
+        rows = [f"{number} " + " ".join(map(str, point * size)) + " 9 9 9 0.5" for number, point in enumerate(points)]
+        (model / "points3D.txt").write_text("\n".join(rows))
 
 
 FORMS: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
@@ -151,7 +160,9 @@ FORMS: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "Record3D": (write_record3d, ()),
     "nerfstudio": (write_nerfstudio, ()),
     "ARKitScenes": (write_arkitscenes, ()),
-    "COLMAP": (write_colmap, ("--depth-unit", "none")),
+    "COLMAP, written from known poses": (write_colmap, ()),
+    "COLMAP in metres": (partial(write_colmap, unit=1.0), ()),
+    "COLMAP and depth without a unit": (partial(write_colmap, unit=1.0), ("--depth-unit", "none")),
 }
 
 
@@ -258,7 +269,7 @@ def test_poses_that_are_all_the_same_are_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("form", "options", "told"),
     [
-        ("COLMAP", (), "no unit and depth has metres"),
+        ("COLMAP of another unit", (), "is 0.37 m of depth"),
         ("nerfstudio", ("--depth-unit", "none"), "metres and depth has no unit"),
         ("7-Scenes", ("--flip-y",), "--flip-y"),
     ],
@@ -266,7 +277,8 @@ def test_poses_that_are_all_the_same_are_none(tmp_path: Path) -> None:
 def test_poses_that_do_not_go_with_depth_are_left_out(
     tmp_path: Path, form: str, options: tuple[str, ...], told: str
 ) -> None:
-    FORMS[form][0](tmp_path / "source")
+    write = partial(write_colmap, unit=0.37) if form == "COLMAP of another unit" else FORMS[form][0]
+    write(tmp_path / "source")
     output = import_frames(tmp_path / "source", tmp_path / "out", *options)
     assert poses_in(tmp_path / "out") == [None] * 6
     assert told in output

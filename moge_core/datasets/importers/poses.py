@@ -28,6 +28,7 @@ from moge_core.datasets.importers.pose_files import (
     read_matrix,
     read_trajectory,
 )
+from moge_core.datasets.importers.pose_units import ReadDepth, is_in_metres, metres_a_unit
 from moge_core.datasets.importers.source_files import each_once, walk
 from moge_core.datasets.importers.stamps import stamp_of
 from moge_core.errors import DatasetError, FormatError, MoGeError
@@ -60,6 +61,7 @@ def poses_beside(
     exclude: Path,
     max_time_difference: float,
     has_unit: bool,
+    read_depth: ReadDepth,
 ) -> FoundPoses:
     """Poses of the images of a folder.
 
@@ -69,8 +71,9 @@ def poses_beside(
         exclude: a folder that is not looked into.
         max_time_difference: seconds from an image to a pose that is taken for its own.
         has_unit: whether depth is in metres. Poses of the other kind are left out, because the two do not go together.
+        read_depth: for finding out the unit of a reconstruction.
     """
-    search = _Search(source, images, round(max_time_difference * 1e9), has_unit)
+    search = _Search(source, images, round(max_time_difference * 1e9), has_unit, read_depth)
     search.files_of_frames(exclude)
     for folder in sorted(
         {above for image in images for above in image.parents}, key=lambda path: (-len(path.parts), path)
@@ -92,8 +95,11 @@ def poses_beside(
 class _Search:
     """Looks for the poses of images; of several sources the first that has one counts."""
 
-    def __init__(self, source: Path, images: Sequence[PurePosixPath], most: int, has_unit: bool) -> None:
+    def __init__(
+        self, source: Path, images: Sequence[PurePosixPath], most: int, has_unit: bool, read_depth: ReadDepth
+    ) -> None:
         self.source, self.images, self.most, self.has_unit = source, images, most, has_unit
+        self.read_depth = read_depth
         self.found = FoundPoses()
         self.without_unit = ""
 
@@ -176,13 +182,30 @@ class _Search:
             self._take_named(named, folder)
 
     def _take_named(self, named: NamedPoses, path: Path) -> None:
-        if named.has_unit != self.has_unit:
+        matches = self._matches(named, path)
+        if not matches:
+            return
+        if not named.has_unit and self.has_unit and path.is_dir():
+            unit = metres_a_unit(path, {named.names[number]: image for image, number in matches}, self.read_depth)
+            if not is_in_metres(unit):
+                is_told = "cannot be told from depth" if unit is None else f"is {unit:.3g} m of depth"
+                self.without_unit = (
+                    f"The unit of the reconstruction in {self._named(path)} {is_told}, so that its poses do not go with"
+                    " depth in metres, or the scale of depth is wrong; no poses were taken."
+                )
+                return
+        elif named.has_unit != self.has_unit:
             theirs, ours = ("metres", "no unit") if named.has_unit else ("no unit", "metres")
             self.without_unit = (
                 f"The poses of {self._named(path)} have {theirs} and depth has {ours}; they do not go together, and no"
                 " poses were taken."
             )
             return
+        images, numbers = [image for image, _ in matches], [number for _, number in matches]
+        self._take(images, named.poses[numbers], self._named(path), of=len(self.images))
+
+    def _matches(self, named: NamedPoses, path: Path) -> list[tuple[PurePosixPath, int]]:
+        """Images that a file or a model names, and the numbers of their poses."""
         by_key: dict[object, int | None] = {}
         for number, name in enumerate(named.names):
             for key in frame_keys(PurePosixPath(name.replace("\\", "/"))):
@@ -190,17 +213,12 @@ class _Search:
                 by_key[key] = number if by_key.get(key, number) == number else None
         folder = PurePosixPath((path if path.is_dir() else path.parent).relative_to(self.source).as_posix())
         below = self._below(folder) or list(self.images)
-        numbers: list[int] = []
-        images: list[PurePosixPath] = []
+        matches: list[tuple[PurePosixPath, int]] = []
         for image in below:
             inside = image.relative_to(folder) if image.is_relative_to(folder) else image
-            for key in frame_keys(inside):
-                known = by_key.get(key)
-                if known is not None:
-                    numbers.append(known)
-                    images.append(image)
-                    break
-        self._take(images, named.poses[numbers], self._named(path), of=len(below))
+            known = [by_key.get(key) for key in frame_keys(inside)]
+            matches += [(image, number) for number in known if number is not None][:1]
+        return matches
 
     def _take(self, images: Sequence[PurePosixPath], poses: Poses, what: str, of: int | None = None) -> None:
         """Keep the poses of images that have none yet, without wrong ones."""

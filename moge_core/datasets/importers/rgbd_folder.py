@@ -10,12 +10,14 @@ depth map is smaller than the image, as phones and ScanNet have it, the image is
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Unpack
 
 import numpy as np
+import numpy.typing as npt
 
 from moge_core.datasets.importers.calls import repeatable
 from moge_core.datasets.importers.camera_files import CameraFile, read_cameras
@@ -27,6 +29,7 @@ from moge_core.datasets.importers.frame_cameras import (
     upright,
 )
 from moge_core.datasets.importers.frame_layouts import Frames, pair_frames, told_by_name
+from moge_core.datasets.importers.frames import read_frame
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics
 from moge_core.datasets.importers.passed_by import kind_by_names
 from moge_core.datasets.importers.poses import FoundPoses, poses_beside
@@ -101,7 +104,6 @@ def import_rgbd_folder(
     if not source.is_dir():
         raise DatasetError(source_dir, "must be a folder with images and depth maps", found="a file")
     known = preset_named(preset) or Preset("", "")
-    options = {name: value for name, value in options.items() if name != "label_type" or value is not None}  # type: ignore[assignment]
     label_type = known.label_type or "sfm"
     settings = ImportSettings.of(scaled(options, "depth_scale", depth_scale), label_type=label_type, flip_y=flip_y)
     given = settings.values.over(known.values)
@@ -130,7 +132,7 @@ def import_rgbd_folder(
         sources = find_sources(source, *patterns, exclude=out)
     except DatasetError as error:
         if known.wants:
-            error.fix = f"This preset wants {known.wants}."
+            error.fix = f"This preset wants {known.wants}. {error.fix or ''}".rstrip()
         raise
     is_linear = given.encoding in {None, "linear"}
     files = [source / path for path in sources.depths]
@@ -157,14 +159,8 @@ def import_rgbd_folder(
     cameras, camera_notes = _cameras_of_frames(source, sources.images, reading, patterns[0], max_time_difference)
     found = FoundPoses()
     if known.has_poses:
-        is_metric = given.depth_unit is not None and (
-            given.depth_unit != "layout"
-            or {"disparity": given.baseline, "inverse": given.scale}.get(kind, 1.0) is not None
-        )
-        paired = [pair.image for pair in frames.pairing.pairs]
-        found = poses_beside(source, paired, exclude=out, max_time_difference=max_time_difference, has_unit=is_metric)
-    if flip_y and found.poses:
-        found = FoundPoses({}, ["Poses were left out: no camera sees what --flip-y makes of its picture."])
+        records = partial(_records, source, frames, cameras, found, reading, kind)
+        found = _poses(source, out, frames, settings, kind, max_time_difference, records)
     named = None if given.kind else told_by_name(kind)
     # A scale that the user said is no default.
     preset_note = None if settings.values.scale != known.values.scale else known.note
@@ -311,6 +307,43 @@ def _cameras_of_frames(
         image_pattern=image_pattern,
         max_time_difference=max_time_difference,
     )
+
+
+def _poses(
+    source: Path,
+    out: Path,
+    frames: Frames,
+    settings: ImportSettings,
+    kind: DepthKind,
+    max_time_difference: float,
+    records: Callable[[], Iterator[Record | Finding]],
+) -> FoundPoses:
+    """Poses of the images that have depth.
+
+    Args:
+        records: the frames without poses.
+    """
+    given = settings.values
+    scale_is_known = {"disparity": given.baseline, "inverse": given.scale}.get(kind, 1.0) is not None
+    by_image: dict[Path, Record] = {}
+
+    def read_depth(image: PurePosixPath) -> npt.NDArray[np.float32]:
+        if not by_image:
+            by_image.update({one.image.path: one for one in records() if isinstance(one, Record)})
+        record = given.applied_to(by_image[source / image])
+        return read_frame(record, settings).depth * np.float32(record.depth_unit or 1.0)
+
+    found = poses_beside(
+        source,
+        [pair.image for pair in frames.pairing.pairs],
+        exclude=out,
+        max_time_difference=max_time_difference,
+        has_unit=given.depth_unit is not None and (given.depth_unit != "layout" or scale_is_known),
+        read_depth=read_depth,
+    )
+    if settings.flip_y and found.poses:
+        return FoundPoses({}, ["Poses were left out: no camera sees what --flip-y makes of its picture."])
+    return found
 
 
 def _holds_integers(path: Path) -> bool:
