@@ -284,10 +284,17 @@ def test_poses_that_do_not_go_with_depth_are_left_out(
     assert told in output
 
 
-def test_poses_of_pictures_alone_have_no_unit_in_nerfstudio_either(tmp_path: Path) -> None:
-    write_nerfstudio(tmp_path / "source", colmap_im_id=1)
+@pytest.mark.parametrize("key", ["colmap_im_id", "sharpness"])
+def test_poses_of_pictures_alone_have_no_unit_in_transforms_json_either(tmp_path: Path, key: str) -> None:
+    write_nerfstudio(tmp_path / "source", **{key: 1})
     assert "no unit" in import_frames(tmp_path / "source", tmp_path / "out")
     assert poses_in(tmp_path / "out") == [None] * 6
+
+
+def test_depth_that_a_transforms_json_names_has_the_unit_of_its_poses(tmp_path: Path) -> None:
+    write_nerfstudio(tmp_path / "source", colmap_im_id=1, depth_file_path="./depths/frame.png")
+    import_frames(tmp_path / "source", tmp_path / "out")
+    np.testing.assert_allclose(np.array(poses_in(tmp_path / "out")), POSES, atol=1e-9)
 
 
 def test_damaged_files_of_poses_cost_no_frame(tmp_path: Path) -> None:

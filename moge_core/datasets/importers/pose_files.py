@@ -40,6 +40,9 @@ Poses: TypeAlias = npt.NDArray[np.float64]
 _FROM_OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
 # How far a matrix may be from a rotation: published ones are rounded.
 _MOST_SKEW = 5e-3
+# What nerfstudio and Instant-NGP write into a transforms.json that they made of a reconstruction, and of depth.
+_OF_RECONSTRUCTIONS = frozenset({"colmap_im_id", "sharpness"})
+_OF_DEPTH = frozenset({"depth_file_path", "depth_path", "integer_depth_scale"})
 # A file of one matrix is no larger.
 _MOST_MATRIX_BYTES = 1 << 14
 
@@ -214,7 +217,8 @@ def _of_transforms(content: Mapping[str, Any]) -> NamedPoses | None:
     poses = poses.reshape(-1, 4, 4) @ _FROM_OPENGL
     poses[:, :3, 3] /= float(content.get("applied_scale", 1.0))
     # Depth that a file names beside its poses has their unit.
-    from_pictures = any("colmap_im_id" in one for one in frames) and not any("depth_file_path" in one for one in frames)
+    keys = {key for one in (content, *frames) for key in one}
+    from_pictures = bool(keys & _OF_RECONSTRUCTIONS) and not keys & _OF_DEPTH
     return NamedPoses([str(one["file_path"]) for one in frames], poses, has_unit=not from_pictures)
 
 
