@@ -152,6 +152,31 @@ def write_colmap(source: Path, unit: float | None = None) -> None:
         (model / "points3D.txt").write_text("\n".join(rows))
 
 
+def write_3d_scanner_app(source: Path) -> None:
+    for number, path in enumerate(write_frames(source, "frame_{n}.jpg", "depth_{n}.png")):
+        content = {"cameraPoseARFrame": (POSES[number] @ OPENGL).ravel().tolist(), "intrinsics": [1] * 9, "time": 1.5}
+        path.with_suffix(".json").write_text(json.dumps(content))
+    (source / "info.json").write_text("{}")
+
+
+def write_polycam(source: Path) -> None:
+    write_frames(source, "keyframes/images/{n}.jpg", "keyframes/depth/{n}.png")
+    (source / "keyframes/cameras").mkdir()
+    for number, pose in enumerate(POSES):
+        opengl = pose @ OPENGL
+        content = {f"t_{row}{column}": opengl[row, column] for row in range(3) for column in range(4)}
+        (source / f"keyframes/cameras/{number:06d}.json").write_text(json.dumps(content))
+
+
+def write_stray_scanner(source: Path) -> None:
+    write_frames(source, "rgb/{n}.jpg", "depth/{n}.png")
+    lines = ["timestamp, frame, x, y, z, qx, qy, qz, qw"]
+    for number, pose in enumerate(POSES):
+        numbers = [*pose[:3, 3], *Rotation.from_matrix(pose[:3, :3]).as_quat()]
+        lines.append(f"{number / 60}, {number:06d}, " + ", ".join(f"{one:.9f}" for one in numbers))
+    (source / "odometry.csv").write_text("\n".join(lines))
+
+
 FORMS: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "TUM": (write_tum, ()),
     "7-Scenes": (write_7scenes, ()),
@@ -160,6 +185,9 @@ FORMS: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "Record3D": (write_record3d, ()),
     "nerfstudio": (write_nerfstudio, ()),
     "ARKitScenes": (write_arkitscenes, ()),
+    "3D Scanner App": (write_3d_scanner_app, ()),
+    "Polycam": (write_polycam, ()),
+    "Stray Scanner": (write_stray_scanner, ()),
     "COLMAP, written from known poses": (write_colmap, ()),
     "COLMAP in metres": (partial(write_colmap, unit=1.0), ()),
     "COLMAP and depth without a unit": (partial(write_colmap, unit=1.0), ("--depth-unit", "none")),
@@ -304,11 +332,15 @@ def test_damaged_files_of_poses_cost_no_frame(tmp_path: Path) -> None:
         ("metadata.json", "{"),
         ("transforms.json", '{"frames": [{"file_path": "a", "transform_matrix": "x"}]}'),
         ("a.traj", "\x00"),
+        ("odometry.csv", "a, b\n1, 2, 3"),
+        ("cameras/0.json", "[]"),
     ):
-        (tmp_path / "source" / name).write_text(text)
+        path = tmp_path / "source" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
     output = import_frames(tmp_path / "source", tmp_path / "out")
     assert "6 instances written" in output
-    assert output.count("No poses were read of") == 4
+    assert output.count("No poses were read of") == 5
 
 
 def test_a_trajectory_serves_its_own_sequence(tmp_path: Path) -> None:

@@ -6,13 +6,17 @@ ARKitScenes, *.traj     time, rotation vector, translation, world to camera     
 7-Scenes, ScanNet, ...  a 4x4 matrix a file, camera to world                                 OpenCV
 Record3D                qx qy qz qw tx ty tz a frame, camera to world                        OpenGL
 nerfstudio              transform_matrix a frame, camera to world                            OpenGL
+3D Scanner App          cameraPoseARFrame, 16 numbers a file, camera to world                OpenGL
+Polycam                 t_00 to t_23 a file, camera to world                                 OpenGL
+Stray Scanner           odometry.csv: time, frame, x, y, z, qx, qy, qz, qw, camera to world  OpenCV
 COLMAP                  qw qx qy qz tx ty tz a picture, world to camera                      OpenCV
 
 TUM: https://cvg.cit.tum.de/data/datasets/rgbd-dataset/file_formats; ARKitScenes: threedod/benchmark_scripts of
 https://github.com/apple/ARKitScenes; 7-Scenes: https://www.microsoft.com/en-us/research/project/rgb-d-dataset-7-scenes/;
 ScanNet: SensReader of https://github.com/ScanNet/ScanNet; Record3D: process_data/record3d_utils.py of
 https://github.com/nerfstudio-project/nerfstudio; nerfstudio: https://docs.nerf.studio/quickstart/data_conventions.html;
-COLMAP: https://colmap.github.io/format.html.
+3D Scanner App: psegs/datasets/ios_lidar.py of https://github.com/pwais/psegs; Polycam: https://github.com/PolyCam/polyform;
+Stray Scanner: https://github.com/kekeblom/StrayVisualizer; COLMAP: https://colmap.github.io/format.html.
 """
 
 from __future__ import annotations
@@ -43,8 +47,9 @@ _MOST_SKEW = 5e-3
 # What nerfstudio and Instant-NGP write into a transforms.json that they made of a reconstruction, and of depth.
 _OF_RECONSTRUCTIONS = frozenset({"colmap_im_id", "sharpness"})
 _OF_DEPTH = frozenset({"depth_file_path", "depth_path", "integer_depth_scale"})
-# A file of one matrix is no larger.
+# A file of one matrix is no larger, nor is what an app writes of one frame.
 _MOST_MATRIX_BYTES = 1 << 14
+_MOST_FRAME_BYTES = 1 << 18
 
 
 def are_rigid(poses: Poses) -> npt.NDArray[np.bool_]:
@@ -155,6 +160,23 @@ def read_matrix(path: Path) -> Poses:
     return np.array([*numbers, 0, 0, 0, 1][:16], np.float64).reshape(1, 4, 4)
 
 
+def read_frame_json(path: Path) -> Poses:
+    """The pose of a JSON file of one frame, as 3D Scanner App and Polycam write it, (1, 4, 4).
+
+    Raises:
+        FormatError: no such file.
+    """
+    try:
+        content = json.loads(read_bytes(path, limit=_MOST_FRAME_BYTES))
+        numbers = content.get("cameraPoseARFrame") or [
+            content[f"t_{row}{column}"] for row in "012" for column in "0123"
+        ]
+        pose = np.array([*numbers, 0, 0, 0, 1][:16], np.float64).reshape(1, 4, 4)
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise FormatError(path, "must hold cameraPoseARFrame or t_00 to t_23", found=error) from error
+    return pose @ _FROM_OPENGL
+
+
 @dataclass(frozen=True)
 class NamedPoses:
     """Poses by the names of their pictures, or by their numbers.
@@ -168,6 +190,28 @@ class NamedPoses:
     names: list[str]
     poses: Poses
     has_unit: bool
+
+
+def read_odometry(path: Path) -> NamedPoses:
+    """Poses of Stray Scanner's odometry.csv, by the numbers of frames.
+
+    Raises:
+        FormatError: lines of other than nine columns.
+    """
+    from scipy.spatial.transform import Rotation
+
+    rows = [*words_of_lines(path)][1:]
+    try:
+        values = np.array([[float(word) for word in words[2:]] for words in rows], np.float64).reshape(len(rows), 7)
+    except ValueError as error:
+        raise FormatError(path, "must have lines of time, frame, x, y, z, qx, qy, qz, qw", found=error) from error
+    poses = np.full((len(values), 4, 4), np.nan)
+    usable = np.isfinite(values).all(axis=1) & (np.linalg.norm(values[:, 3:], axis=1) > 0)
+    poses[usable] = np.eye(4)
+    if usable.any():
+        poses[usable, :3, :3] = Rotation.from_quat(values[usable, 3:]).as_matrix()
+    poses[usable, :3, 3] = values[usable, :3]
+    return NamedPoses([words[1] for words in rows], poses, has_unit=True)
 
 
 def read_json_poses(path: Path) -> NamedPoses | None:

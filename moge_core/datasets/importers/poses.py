@@ -7,7 +7,7 @@ With them `moge validate` can judge focal length and scale, see the rule `reproj
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias
@@ -24,8 +24,10 @@ from moge_core.datasets.importers.pose_files import (
     are_rigid,
     colmap_folders,
     read_colmap_poses,
+    read_frame_json,
     read_json_poses,
     read_matrix,
+    read_odometry,
     read_trajectory,
 )
 from moge_core.datasets.importers.pose_units import ReadDepth, is_in_metres, metres_a_unit
@@ -38,6 +40,8 @@ Pose: TypeAlias = tuple[float, ...]
 
 _TRAJECTORIES = ("groundtruth.txt", "ground_truth.txt")
 _JSON = ("metadata.json", "metadata", "transforms.json")
+# By the numbers of frames.
+_TABLES = ("odometry.csv",)
 _WORD_POSE = re.compile(r"(?:^|[^a-z])poses?(?:[^a-z]|$)")
 
 
@@ -82,7 +86,7 @@ def poses_beside(
         for path in [*(place / name for name in _TRAJECTORIES), *sorted(place.glob("*.traj"))]:
             if path.is_file():
                 search.told_of(search.trajectory, path)
-        for path in [place / name for name in _JSON]:
+        for path in [place / name for name in (*_JSON, *_TABLES)]:
             if path.is_file():
                 search.told_of(search.named, path)
         for path in colmap_folders(place):
@@ -90,6 +94,10 @@ def poses_beside(
     if search.without_unit and not search.found.poses:
         search.found.notes.append(search.without_unit)
     return search.found
+
+
+def _is_named_pose(path: PurePosixPath) -> bool:
+    return _WORD_POSE.search(path.with_suffix("").as_posix().lower()) is not None
 
 
 class _Search:
@@ -103,9 +111,8 @@ class _Search:
         self.found = FoundPoses()
         self.without_unit = ""
 
-    def told_of(self, read: object, path: Path) -> None:
+    def told_of(self, read: Callable[[Path], None], path: Path) -> None:
         """Read a file; what it cannot be read for is told."""
-        assert callable(read)
         try:
             read(path)
         except (MoGeError, OSError) as error:
@@ -113,21 +120,26 @@ class _Search:
             self.found.notes.append(f"No poses were read of {self._named(path)}: it {why}.")
 
     def files_of_frames(self, exclude: Path) -> None:
-        """Files named pose, one a frame."""
-        there = [
-            path
-            for folder in each_once(list(walk(self.source, exclude=exclude)), self.source)
-            for path in folder.files_below(self.source)
-        ]
-        files = [
-            path
-            for path in there
-            if path.suffix.lower() == ".txt" and _WORD_POSE.search(str(path.with_suffix("")).lower())
-        ]
-        if len(files) < 2 and len(self.images) > 1:
+        """Files of one frame: text that is named pose, and JSON that holds one."""
+        folders = each_once(list(walk(self.source, exclude=exclude)), self.source)
+        texts: list[PurePosixPath] = []
+        objects: list[PurePosixPath] = []
+        for folder in folders:
+            files = folder.files_below(self.source)
+            texts += [path for path in files if path.suffix.lower() == ".txt" and _is_named_pose(path)]
+            found = [path for path in files if path.suffix.lower() == ".json"]
+            # The first tells of all.
+            if found and self._read(read_frame_json, found[0]) is not None:
+                objects += found
+        self._take_files(texts, read_matrix)
+        self._take_files(objects, read_frame_json)
+
+    def _take_files(self, files: Sequence[PurePosixPath], read: Callable[[Path], Poses]) -> None:
+        # One file for several images is none of a frame.
+        if len(files) < min(2, len(self.images)):
             return
         try:
-            pairs = pair_by_frame(self.images, files, max_time_difference=self.most / 1e9).pairs if files else []
+            pairs = pair_by_frame(self.images, files, max_time_difference=self.most / 1e9).pairs
         except DatasetError:
             self.found.notes.append(f"{len(files)} files are named poses, and none pairs with an image: {files[0]}.")
             return
@@ -135,13 +147,16 @@ class _Search:
         for pair in pairs:
             by_folder.setdefault(pair.depth.parent, []).append((pair.image, pair.depth))
         for folder, members in by_folder.items():
-            poses = []
-            for _, path in members:
-                try:
-                    poses.append(read_matrix(self.source / path))
-                except (FormatError, OSError):
-                    poses.append(np.full((1, 4, 4), np.nan))
-            self._take([image for image, _ in members], np.concatenate(poses), f"the files {folder}/*.txt")
+            unknown = np.full((1, 4, 4), np.nan)
+            read_poses = [self._read(read, path) for _, path in members]
+            poses = np.concatenate([unknown if pose is None else pose for pose in read_poses])
+            self._take([image for image, _ in members], poses, f"the files {folder}/*{members[0][1].suffix}")
+
+    def _read(self, read: Callable[[Path], Poses], path: PurePosixPath) -> Poses | None:
+        try:
+            return read(self.source / path)
+        except (FormatError, OSError):
+            return None
 
     def trajectory(self, path: Path) -> None:
         """A trajectory, by the stamps of the images below its folder."""
@@ -170,8 +185,8 @@ class _Search:
         self._take(chosen, poses[is_near], how, of=len(timed))
 
     def named(self, path: Path) -> None:
-        """A JSON file that names frames or numbers them."""
-        named = read_json_poses(path)
+        """A file that names frames or numbers them."""
+        named = read_odometry(path) if path.name in _TABLES else read_json_poses(path)
         if named is not None:
             self._take_named(named, path)
 
