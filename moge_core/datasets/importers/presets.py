@@ -88,7 +88,7 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "icl-nuim": Preset(
         "A sequence in TUM's format: rgb/, depth/.",
-        "https://www.doc.ic.ac.uk/~ahanda/VaFRIC/iclnuim.html",
+        "https://www.doc.ic.ac.uk/~ahanda/VaFRIC/codes.html",
         GivenValues(scale=5000),
         "481.2,-480,319.5,239.5",
         (640, 480),
@@ -102,7 +102,7 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "3dmatch": Preset(
         "A scene or a sequence: camera-intrinsics.txt, *.color.png, *.depth.png, *.pose.txt.",
-        "https://github.com/andyzeng/tsdf-fusion-python (demo.py)",
+        "https://github.com/nvidia-isaac/nvblox (nvblox/tests/data/3dmatch)",
         _MILLIMETRES_OR_65535,
         "camera-intrinsics.txt",
         (640, 480),
@@ -115,7 +115,7 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "kitti-depth": Preset(
         "Images and depth maps of one camera. The whole benchmark is `moge import kitti`.",
-        "https://github.com/nianticlabs/monodepth2 (kitti_utils.py)",
+        "https://github.com/TRI-ML/vidar (vidar/datasets/KITTIDataset.py)",
         GivenValues(scale=256),
         label_type="lidar",
         wants="--intrinsics of the drive's rectified camera, from calib_cam_to_cam.txt",
@@ -288,10 +288,9 @@ MISSING: Mapping[str, str] = {
     "RealSense Viewer": "the names of what its export of frames and rs-convert write, and a scale in them",
     "Azure Kinect without Open3D": "any layout: the SDK records .mkv only",
     "3D Scanner App, high resolution": "it writes no depth maps",
-    "Stray Scanner's confidence": "there is no option that leaves depth of low confidence out",
     "MOVi as published": "it has no folder layout, and a range of values for each video",
 }
-"""What has no preset, and what could not be confirmed or is not there."""
+"""What has no preset, and what of it could not be confirmed or is not there."""
 
 
 def preset_named(name: str | None) -> Preset | None:
