@@ -299,6 +299,9 @@ def test_poses_that_are_all_the_same_are_none(tmp_path: Path) -> None:
     [
         ("COLMAP of another unit", (), "is 0.37 m of depth"),
         ("nerfstudio", ("--depth-unit", "none"), "metres and depth has no unit"),
+        ("TUM", ("--depth-unit", "none"), "metres and depth has no unit"),
+        ("ScanNet", ("--depth-unit", "none"), "metres and depth has no unit"),
+        ("Polycam", ("--kind", "disparity"), "metres and depth has no unit"),
         ("7-Scenes", ("--flip-y",), "--flip-y"),
     ],
 )

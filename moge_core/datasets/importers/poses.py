@@ -146,6 +146,9 @@ class _Search:
         by_folder: dict[PurePosixPath, list[tuple[PurePosixPath, PurePosixPath]]] = {}
         for pair in pairs:
             by_folder.setdefault(pair.depth.parent, []).append((pair.image, pair.depth))
+        if pairs and not self.has_unit:
+            self._tell_units(f"the files like {pairs[0].depth}", in_metres=True)
+            return
         for folder, members in by_folder.items():
             unknown = np.full((1, 4, 4), np.nan)
             read_poses = [self._read(read, path) for _, path in members]
@@ -175,6 +178,9 @@ class _Search:
             if stamp is not None:
                 times[image] = stamp[1]
         if not times:
+            return
+        if not self.has_unit:
+            self._tell_units(self._named(path), in_metres=True)
             return
         timed = sorted(times)
         if num_unusable:
@@ -210,11 +216,7 @@ class _Search:
                 )
                 return
         elif named.has_unit != self.has_unit:
-            theirs, ours = ("metres", "no unit") if named.has_unit else ("no unit", "metres")
-            self.without_unit = (
-                f"The poses of {self._named(path)} have {theirs} and depth has {ours}; they do not go together, and no"
-                " poses were taken."
-            )
+            self._tell_units(self._named(path), in_metres=named.has_unit)
             return
         images, numbers = [image for image, _ in matches], [number for _, number in matches]
         self._take(images, named.poses[numbers], self._named(path), of=len(self.images))
@@ -258,6 +260,12 @@ class _Search:
         if new:
             self.found.poses |= new
             self.found.notes.append(f"{len(new):,} of {of or len(images):,} images have a pose of {what}.")
+
+    def _tell_units(self, what: str, *, in_metres: bool) -> None:
+        theirs, ours = ("metres", "no unit") if in_metres else ("no unit", "metres")
+        self.without_unit = (
+            f"The poses of {what} have {theirs} and depth has {ours}; they do not go together, and no poses were taken."
+        )
 
     def _below(self, folder: PurePosixPath) -> list[PurePosixPath]:
         return [image for image in self.images if image.is_relative_to(folder)]
