@@ -465,3 +465,15 @@ def test_a_pattern_of_intrinsics_that_leaves_the_folder_is_refused_by_name(tmp_p
     result = imported(source, "-o", tmp_path / "out", "--intrinsics", pattern)
     assert result.exit_code == 2, result.output
     assert "must be a pattern relative to the source folder" in result.output
+
+
+@pytest.mark.parametrize(("named", "said"), [("disparity", "disparity"), ("inverse_depth", "inverse")])
+def test_a_kind_that_names_tell_and_nobody_said_is_told_with_what_to_type(
+    tmp_path: Path, named: str, said: str
+) -> None:
+    source = tmp_path / "rep"
+    make(source, ["rgb/1.png"], [f"{named}/1.npy"])
+    options = (source, "-o", tmp_path / "out", "--intrinsics", "5,5,2.5,1.5")
+    assert f"import again with --kind {said}" in imported(*options).output
+    for kind in (said, "z"):
+        assert "import again with --kind" not in imported(*options, "--kind", kind).output
