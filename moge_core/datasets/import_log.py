@@ -155,5 +155,10 @@ def _event(line: Any) -> ImportEvent:
         num_skipped=len(line.get("skipped", ())),
         asked=dict(line.get("asked") or {}),
         command=line.get("command"),
-        sample=dict(line.get("sample", {})),
+        sample={str(name): _pair(pair) for name, pair in line.get("sample", {}).items()},
     )
+
+
+def _pair(digests: Any) -> tuple[str | None, str | None]:
+    image, depth = digests
+    return image, depth

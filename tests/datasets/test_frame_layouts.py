@@ -446,3 +446,34 @@ def test_distances_from_the_camera_are_read_as_such_and_told(tmp_path: Path) -> 
     depth = read_depth(tmp_path / "out" / "1" / "depth.png")
     x, y = np.meshgrid((np.arange(6) - 2.5) / 5, (np.arange(4) - 1.5) / 5)
     np.testing.assert_allclose(depth, 1 / np.sqrt(x**2 + y**2 + 1), rtol=1e-3)
+
+
+def test_of_two_kinds_the_one_that_was_said_is_read_and_never_the_other_in_its_place(tmp_path: Path) -> None:
+    source = tmp_path / "rep"
+    make(source, ["rgb_1.png"], ["distance_to_camera_1.npy", "distance_to_image_plane_1.npy"])
+    result = imported(source, "-o", tmp_path / "out", "--intrinsics", "5,5,2.5,1.5", "--kind", "ray")
+    assert result.exit_code == 0, result.output
+    assert "distance_to_camera" in read_meta(tmp_path / "out" / "1" / "meta.json")["source"]["depth"]
+
+
+@pytest.mark.parametrize("leaves", ["absolute", "above"])
+def test_a_pattern_of_intrinsics_that_leaves_the_folder_is_refused_by_name(tmp_path: Path, leaves: str) -> None:
+    source = tmp_path / "rep"
+    make(source, ["rgb/1.png"], ["depth/1.npy"])
+    write(source / "cameras/1.txt", "5 5 2.5 1.5")
+    pattern = f"{source}/cameras/*.txt" if leaves == "absolute" else "../rep/cameras/*.txt"
+    result = imported(source, "-o", tmp_path / "out", "--intrinsics", pattern)
+    assert result.exit_code == 2, result.output
+    assert "must be a pattern relative to the source folder" in result.output
+
+
+@pytest.mark.parametrize(("named", "said"), [("disparity", "disparity"), ("inverse_depth", "inverse")])
+def test_a_kind_that_names_tell_and_nobody_said_is_told_with_what_to_type(
+    tmp_path: Path, named: str, said: str
+) -> None:
+    source = tmp_path / "rep"
+    make(source, ["rgb/1.png"], [f"{named}/1.npy"])
+    options = (source, "-o", tmp_path / "out", "--intrinsics", "5,5,2.5,1.5")
+    assert f"import again with --kind {said}" in imported(*options).output
+    for kind in (said, "z"):
+        assert "import again with --kind" not in imported(*options, "--kind", kind).output

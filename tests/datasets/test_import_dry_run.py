@@ -126,6 +126,18 @@ def test_what_stays_over_and_cannot_be_read_is_told(tmp_path: Path) -> None:
     run(*command, "--dry-run", "--strict", code=1)
 
 
+def test_depth_that_has_no_unit_is_told_without_one(tmp_path: Path) -> None:
+    source = make_sequence(tmp_path / "source", 1, 3)
+    for number, path in enumerate(sorted((source / "depth").glob("*.png"))):
+        values = np.random.default_rng(number).random((12, 16), np.float32)
+        values[0, :2] = 0, 1
+        np.save(path.with_suffix(".npy"), values)
+        path.unlink()
+    command = ("rgbd-folder", source, "-o", tmp_path / "out", "--intrinsics", "20,21,7.5,5.5")
+    assert re.search(r"as it would be written: median 0\.\d+ without unit", run(*command, "--dry-run"))
+    assert "without unit" in run(*command)
+
+
 def test_where_nothing_can_be_imported_no_command_is_offered(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("name,image,depth,fx,fy,cx,cy\na,gone.png,gone.png,20,20,7.5,5.5\n")
     output = run("table", tmp_path / "t.csv", "-o", tmp_path / "out", "--dry-run")
@@ -256,6 +268,7 @@ def test_multiples_are_found_and_told() -> None:
         np.array([[-1.0, 3.4e38, 1e-30, np.inf, np.nan, 0.0]], np.float32),
         np.full((5, 7), 1234, np.uint16),
         np.array([[1e10] * 9 + [1, 2, 3, 4, 5, 6, 7.5, 8]], np.float64),
+        np.array([[1018, 1009]], np.uint16),
     ],
 )
 def test_maps_without_anything_to_measure_have_lines_too(values: np.ndarray[Any, Any]) -> None:

@@ -295,6 +295,27 @@ def test_sources_under_one_prefix_are_no_leftovers_of_each_other(tmp_path: Path,
     assert len(index_dataset(out).instances) == 2 * NUM_FRAMES
 
 
+def test_instances_that_were_copied_into_the_dataset_are_no_leftovers(tmp_path: Path, out: Path) -> None:
+    source, second = make_sequence(tmp_path / "source", 1), make_sequence(tmp_path / "second", 2, 2 * NUM_FRAMES)
+    import_folder(source, out)
+    import_folder(second, tmp_path / "other")
+    for number in range(NUM_FRAMES, 2 * NUM_FRAMES):
+        shutil.copytree(tmp_path / "other" / str(number), out / str(number))
+    report = import_folder(source, out, prune=True)
+    assert (report.leftovers, report.num_removed) == ([], 0)
+    assert len(index_dataset(out).instances) == 2 * NUM_FRAMES
+
+
+@pytest.mark.parametrize("sample", [{"0": 5}, {"0": None}, {"0": ["a"]}, ["0"], None])
+def test_a_damaged_line_of_the_log_ends_no_import(tmp_path: Path, out: Path, sample: object) -> None:
+    source = make_sequence(tmp_path / "source", 1)
+    import_folder(source, out)
+    log = out / ".moge" / "import.jsonl"
+    line = json.loads(log.read_text()) | {"sample": sample}
+    log.write_text(json.dumps(line) + "\n")
+    assert import_folder(source, out).num_written == 0
+
+
 def test_what_a_user_wrote_into_meta_json_is_kept_or_told(tmp_path: Path, out: Path) -> None:
     source = make_sequence(tmp_path / "source", 1)
     import_folder(source, out)

@@ -210,6 +210,27 @@ def test_intrinsics_of_the_picture_on_its_side_are_refused_with_those_that_are_r
         normalised_intrinsics(PixelIntrinsics(500, 500, 239.5, 319.5, (640, 480)), 480, 640)
 
 
+def test_a_camera_of_the_pixels_as_stored_is_never_taken_for_that_of_the_upright_picture(tmp_path: Path) -> None:
+    """Depth is upright, the camera is not; that is said of the picture, and what is right can be typed."""
+    image, depth = boxes_in_front(96, 120)
+    table = save(tmp_path, turned_upright(image, BACK[6]), depth, 6)
+    row = json.loads(table.read_text()) | {"fx": 150, "fy": 160, "cx": 50.5, "cy": 59.5}
+    table.write_text(json.dumps(row))
+    run(tmp_path)
+    right = read_meta(tmp_path / "out" / "f" / "meta.json")["intrinsics"]
+    row |= {"fx": 160, "fy": 150, "cx": 59.5, "cy": 95 - 50.5}
+    table.write_text(json.dumps(row))
+    with pytest.raises(DatasetError, match="must refer to images that lie like these, 96x120") as refused:
+        run(tmp_path)
+    fix = str(refused.value.fix)
+    assert "fx,fy,cx,cy are 150,160,50.5,59.5 if that is clockwise" in fix
+    assert "say that they refer to 96x120 (the columns width and height)" in fix
+    row |= {"fx": 150, "fy": 160, "cx": 50.5, "cy": 59.5}
+    table.write_text(json.dumps(row))
+    run(tmp_path)
+    np.testing.assert_array_equal(read_meta(tmp_path / "out" / "f" / "meta.json")["intrinsics"], right)
+
+
 @pytest.mark.slow
 def test_edges_tell_how_real_frames_are_turned(samples_dir: Path) -> None:
     frames = [frame for frame in json.loads((samples_dir / "MANIFEST.json").read_text()) if is_dense(frame)]

@@ -148,6 +148,18 @@ def test_what_was_stored_by_any_encoding_kind_offset_and_file_is_read_again(
     np.testing.assert_allclose(frame.depth, z, rtol=tolerance)
 
 
+@pytest.mark.parametrize(("encoding", "bits"), [("float16", "u2"), ("float32", "u4")])
+def test_bits_are_read_whatever_the_order_of_their_bytes_in_the_file(tmp_path: Path, encoding: str, bits: str) -> None:
+    z = some_z(1).astype(encoding)
+    write_image(tmp_path / "i.png", np.zeros((H, W, 3), np.uint8))
+    for order in "<>":
+        with h5py.File(tmp_path / "d.h5", "w") as file:
+            file["depth"] = z.view(bits).astype(f"{order}{bits}")
+        depth = StoredDepth(tmp_path / "d.h5", scale=1, encoding="float16" if encoding == "float16" else "float32")
+        record = Record("a", Stored(tmp_path / "i.png"), depth, PixelIntrinsics(FX, FY, CX, CY))
+        np.testing.assert_array_equal(read_frame(record, ImportSettings()).depth, z.astype(np.float32))
+
+
 @pytest.mark.parametrize("dtype", ["u2", "u4", "i4", "f4", "f8"])
 def test_markers_are_stored_values_before_offset_and_scale(run: Run, tmp_path: Path, dtype: str) -> None:
     values = np.full((H, W), 1300).astype(dtype)

@@ -117,7 +117,7 @@ def understand(
     for place, record in enumerate(chosen):
         try:
             _look(record, settings, looks, show=place in show)
-        except (MoGeError, OSError) as error:
+        except Exception as error:  # as when it is written
             skipped.append(finding_of(record.name, error))
     values = StoredValues.of(looks.maps) if looks.maps else None
     picture = None
@@ -217,7 +217,7 @@ def _look(record: Record, settings: ImportSettings, looks: _Looks, *, show: bool
     """Decode one record.
 
     Raises:
-        MoGeError, OSError: what makes the import leave it out.
+        Exception: what makes the import leave it out.
     """
     parts = read_parts(record)
     for what, size in parts.told.sizes.items():
@@ -230,7 +230,7 @@ def _look(record: Record, settings: ImportSettings, looks: _Looks, *, show: bool
     is_known = math.isfinite(record.camera.fx)
     frame = read_frame(record if is_known else replace(record, camera=_stand_in(parts)), settings)
     looks.told.add(frame.told)
-    unit = record.depth_unit if record.is_metric else None
+    unit = record.depth_unit if record.is_metric and not frame.told.is_relative else None
     looks.units.add(unit)
     known = frame.depth[np.isfinite(frame.depth)]
     if known.size:

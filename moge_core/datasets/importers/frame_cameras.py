@@ -48,8 +48,11 @@ def cameras_like(
         max_time_difference: seconds by which the stamps of an image and its file may differ.
 
     Raises:
-        InputError: no files, or files that pair with no image.
+        InputError: a pattern that leaves the folder, no files, or files that pair with no image.
     """
+    if PurePosixPath(pattern).is_absolute() or ".." in PurePosixPath(pattern).parts:
+        fix = "Name the files of one camera each with * in a path below the folder, for example cameras/*.json."
+        raise InputError("intrinsics", "must be a pattern relative to the source folder", found=pattern, fix=fix)
     files = [PurePosixPath(path.relative_to(source).as_posix()) for path in sorted(source.glob(pattern))]
     files = [path for path in files if not path.name.startswith(".")]
     if not files:

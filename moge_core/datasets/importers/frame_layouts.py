@@ -91,6 +91,8 @@ def told_by_name(kind: DepthKind) -> str:
     return {
         "z": "",
         "ray": "The depth maps are named distances from the camera and were read as such (kind ray).",
-        "disparity": "The depth maps are named disparities.",
-        "inverse": "The depth maps are named inverse depth.",
+        "disparity": "The depth maps are named disparities, but were read as z, because a name tells no"
+        " baseline: import again with --kind disparity --baseline METRES if they are, or with --kind z if not.",
+        "inverse": "The depth maps are named inverse depth, but were read as z: import again with --kind inverse if"
+        " they are, or with --kind z if not.",
     }[kind]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from moge_core.datasets.importers.suspicions import look_at_values
 from moge_core.datasets.importers.told import Told
 from moge_core.datasets.importers.usual_mistakes import (
     for_turned_image,
+    is_of_picture_on_its_side,
     off_centre,
     suspicions_of_picture,
     with_usual_cause,
@@ -235,6 +236,8 @@ def normalised_intrinsics(
 
     notes: set[str] = set()
     size = camera.size or (width, height)
+    if camera.size is None and is_of_picture_on_its_side(camera, size):
+        raise for_turned_image(replace(camera, size=(height, width)), size, said_by)
     if camera.fx < 10 and camera.cx <= 2 and max(size) >= _LEAST_SIDE_IN_PIXELS:
         raise InstanceError(
             "intrinsics",

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 from moge_core.datasets.import_log import ImportEvent
 from moge_core.datasets.importers.instance_files import FILE_NAMES
@@ -30,7 +29,8 @@ def find_leftovers(
     """Instances that are certain to be left by an earlier import of this source, sorted.
 
     Those are of the same importer and below the same `--name-prefix`, below no other prefix of an earlier import, and
-    if several sources were imported under that prefix, made from a file that is in this source alone.
+    made from a file that is in this source alone. Where the file is gone, the log must have counted so many instances
+    of this source, and none of another under that prefix: instances may have been copied into the dataset.
 
     Args:
         importer, source, out, settings, identity: see `writing.run_import`.
@@ -48,15 +48,22 @@ def find_leftovers(
     if below.resolve() != below:
         return []
     start = "" if below == out else f"{below.relative_to(out).as_posix()}/"
-    found = []
+    others = _other_sources(source, prefix, identity, own)
+    found, gone = [], []
     for path in scan_instances(below)[0]:
         name = start + path
         if name in made or not name.startswith(prefix) or (longer and name.startswith(longer)):
             continue
         origin = origin_of(out / name)
-        if origin.get("importer") == importer and _is_of(source, prefix, identity, origin, own):
+        if origin.get("importer") != importer or (identity is not None and origin.get("from") != identity):
+            continue
+        files = [str(origin.get(part, "")).partition("#")[0] for part in ("image", "depth")]
+        if not _has(source, files):
+            gone.append(name)
+        elif not any(_has(other, files) for other in others):
             found.append(name)
-    return sorted(found)
+    counted = max((event.instances for event in own if _is_from(event, source, prefix)), default=0)
+    return sorted([*found, *gone] if not others and len(made) + len(gone) <= counted else found)
 
 
 def remove_instances(out: Path, names: Sequence[str]) -> list[str]:
@@ -82,17 +89,14 @@ def remove_instances(out: Path, names: Sequence[str]) -> list[str]:
     return kept
 
 
-def _is_of(
-    source: Path, prefix: str, identity: str | None, origin: dict[str, Any], events: Sequence[ImportEvent]
-) -> bool:
-    """Whether an instance of this importer and prefix was made from this source."""
-    if identity is not None and origin.get("from") != identity:
-        return False
+def _other_sources(source: Path, prefix: str, identity: str | None, events: Sequence[ImportEvent]) -> set[Path]:
+    """Other sources that were imported under a prefix, of those that this one may be taken for."""
     others = {Path(event.source) for event in events if event.options.get("name_prefix", "") == prefix} - {source}
-    if identity is not None:
-        others = {other for other in others if other.name == source.name}
-    files = [str(origin.get(part, "")).partition("#")[0] for part in ("image", "depth")]
-    return not others or (_has(source, files) and not any(_has(other, files) for other in others))
+    return others if identity is None else {other for other in others if other.name == source.name}
+
+
+def _is_from(event: ImportEvent, source: Path, prefix: str) -> bool:
+    return event.source == str(source) and event.options.get("name_prefix", "") == prefix
 
 
 def _has(source: Path, files: Sequence[str]) -> bool:

@@ -311,14 +311,18 @@ def _is_later_default(value: Any, one: Field[Any]) -> bool:
     return bool(one.metadata.get("later")) and getattr(value, one.name) == default
 
 
-def finding_of(name: str, error: MoGeError | OSError, consequence: str = "") -> Finding:
+def finding_of(name: str, error: Exception, consequence: str = "") -> Finding:
     """A frame that cannot be imported, from the error that says why.
 
     Args:
         name: the frame.
-        error: what was raised.
+        error: what was raised; another one than of this package or of the system is a reader's own.
         consequence: what else is left out for it.
     """
+    if not isinstance(error, MoGeError | OSError):
+        evidence = f"could not be read: {type(error).__name__}: {error}{consequence}"
+        fix = "Mend or remove the file. If it is sound, this is a defect of the importer; please tell."
+        return Finding(name, "importable", "error", evidence, fix)
     if not isinstance(error, MoGeError):
         return Finding(name, "importable", "error", f"{error}{consequence}", "Mend or remove the file.")
     evidence = f"{error.where}: {error.rule}" + (f"; found {error.found}" if error.found else "")

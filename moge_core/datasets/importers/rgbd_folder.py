@@ -129,7 +129,7 @@ def import_rgbd_folder(
     settings = replace(settings, values=replace(given, invalid=()))
     patterns = image_glob or known.image_glob, depth_glob or known.depth_glob
     try:
-        sources = find_sources(source, *patterns, exclude=out)
+        sources = find_sources(source, *patterns, exclude=out, kind=given.kind)
     except DatasetError as error:
         if known.wants:
             error.fix = f"This preset wants {known.wants}. {error.fix or ''}".rstrip()

@@ -32,7 +32,7 @@ from moge_core.datasets.importers.frames import read_frame
 from moge_core.datasets.importers.origins import origin_of
 from moge_core.datasets.importers.records import ImportSettings, Record, Stored
 from moge_core.datasets.layout import DEPTH_NAME, IMAGE_NAME, META_NAME
-from moge_core.errors import DatasetError, MoGeError
+from moge_core.errors import DatasetError
 from moge_core.io.files import NamedBytes
 
 # So many frames tell sources apart, and their files are read in no time.
@@ -223,7 +223,7 @@ def _is_remade(record: Record, out: Path, settings: ImportSettings) -> tuple[boo
             np.abs(image.astype(np.int16) - standing).mean() <= _SAME_LEVELS
         )
         same_depth = bool(np.array_equal(read_depth(depth), read_depth(folder / DEPTH_NAME), equal_nan=True))
-    except (MoGeError, OSError):
+    except Exception:  # told when its frame is written
         return False, False
     return same_image, same_depth
 

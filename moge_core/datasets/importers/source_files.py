@@ -1,4 +1,4 @@
-"""Walking through a source, finding images and depth maps by their headers, and reading 16-bit depth files."""
+"""Walking through a source, finding images and depth maps by their headers, and reading grey PNG and PGM files."""
 
 from __future__ import annotations
 
@@ -223,20 +223,8 @@ def is_depth_file(path: Path) -> bool:
     return match is not None and int(match[3]) > 255
 
 
-def read_depth_values(path: Path) -> npt.NDArray[np.uint16]:
-    """Stored values (H, W) of a 16-bit grey PNG or binary PGM (most significant byte first, as its specification says).
-
-    Raises:
-        FormatError: another format or bit depth, damaged, or too many pixels.
-    """
-    values = read_grey_values(path)
-    if values.dtype != np.uint16:
-        raise not_16_bit(path, f"a {8 * values.itemsize}-bit grey file")
-    return values
-
-
 def read_grey_values(path: Path) -> npt.NDArray[Any]:
-    """Stored values (H, W) of a grey PNG or binary PGM: uint8 or uint16.
+    """Stored values (H, W) of a grey PNG or binary PGM (most significant byte first): uint8 or uint16.
 
     Raises:
         FormatError: another format, damaged, or too many pixels.

@@ -54,6 +54,8 @@ def read_stored(record: Record, told: Told) -> tuple[npt.NDArray[Any], StoredDep
         values, meaning = _read_tiff(depth)
     else:
         values, meaning = np.asarray(read_array(depth.path, depth.depth_array, told.notes)), depth
+    # Encodings look at bytes, which HDF5 files and memory maps may have the other way round.
+    values = values.astype(values.dtype.newbyteorder("="), copy=False)
     encoding = meaning.encoding or "linear"
     if encoding == "moge-png" and (depth.read is not None or depth.path.suffix.lower() != ".png"):
         found = f"a {depth.path.suffix.lower() or 'nameless'} file"

@@ -119,7 +119,8 @@ class StoredValues:
         if self.percentiles:
             named = [("min", self.least), *((f"{at}%", value) for at, value in self.percentiles.items())]
             lines.append("  ".join(f"{name} {value:.6g}" for name, value in [*named, ("max", self.greatest)]))
-        most = max((share for _, share in self.bars), default=1.0)
+        # Of a few values all may lie outside of the bars.
+        most = max((share for _, share in self.bars), default=0.0) or 1.0
         for low, share in self.bars:
             lines.append(f"  from {low:>10.5g} {share:>6.1%} {'#' * round(_BAR_WIDTH * share / most)}".rstrip())
         if self.step > 1:

@@ -48,6 +48,8 @@ _FOCAL_PRECISION = 1e-7
 # Tangents of directions beyond this are of no pinhole's picture.
 _FARTHEST = 1e3
 _UNTURNED = np.zeros(3)
+# Depth is moved in bands of so many pixels: several large maps are under way at once.
+_PIXELS_AT_ONCE = 1 << 20
 
 _Floats: TypeAlias = npt.NDArray[np.float64]
 
@@ -333,26 +335,43 @@ def _moved_along_surfaces(
     disagree (the minmod limiter of finite volumes), so that nothing comes over an edge.
     """
     x, y = _places(camera, pinhole)
-    rows, columns, outside = _nearest(x, y, values.shape)
     with np.errstate(divide="ignore", over="ignore"):
         inverse = 1 / values.astype(np.float64)
+    moved = np.empty(x.shape, np.float32)
+    num_rows = max(1, _PIXELS_AT_ONCE // x.shape[1])
+    for start in range(0, len(x), num_rows):
+        band = slice(start, start + num_rows)
+        moved[band] = _moved(inverse, x[band], y[band])
+    return moved
+
+
+def _moved(inverse: _Floats, x: npt.NDArray[np.float32], y: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Depth at places (h, W), from one over that of the camera's pixels (H, W)."""
+    rows, columns, outside = _nearest(x, y, inverse.shape)
     picked = inverse[rows, columns]
     moved = picked.copy()
     for axis, offset in ((1, x - columns), (0, y - rows)):
-        moved += np.clip(offset, -0.5, 0.5) * _slope(inverse, axis)[rows, columns]
+        moved += np.clip(offset, -0.5, 0.5) * _slope(inverse, rows, columns, axis)
     moved = np.where(np.isfinite(moved) & (moved > 0) & (picked > 0), moved, picked)
     moved[outside] = np.nan
     with np.errstate(divide="ignore", over="ignore"):
         return (1 / moved).astype(np.float32)
 
 
-def _slope(values: _Floats, axis: int) -> _Floats:
-    """The step of a pixel along an axis: the smaller of those to either side; zero at edges and beside unknowns."""
-    steps = np.diff(values, axis=axis)
-    nothing = np.zeros_like(np.take(values, [0], axis=axis))
-    before, after = np.concatenate([nothing, steps], axis=axis), np.concatenate([steps, nothing], axis=axis)
-    smaller = np.sign(after) * np.minimum(np.abs(before), np.abs(after))
-    return np.where(before * after > 0, smaller, 0.0)
+def _slope(values: _Floats, rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64], axis: int) -> _Floats:
+    """The step of each of these pixels along an axis: the smaller of those to either side.
+
+    It is zero at edges, where the sides disagree, and beside unknowns.
+    """
+    at, last = (rows, columns)[axis], values.shape[axis] - 1
+    here, left, right = (
+        values[rows, beside] if axis == 1 else values[beside, columns]
+        for beside in (at, np.maximum(at - 1, 0), np.minimum(at + 1, last))
+    )
+    with np.errstate(invalid="ignore"):
+        before, after = here - left, right - here
+        smaller = np.sign(after) * np.minimum(np.abs(before), np.abs(after))
+        return np.where(before * after > 0, smaller, 0.0)
 
 
 def _splatted(

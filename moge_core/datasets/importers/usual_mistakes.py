@@ -26,6 +26,8 @@ _LONG_NAMES = {"normal": "normal map", "mask": "mask", "segmentation": "segmenta
 _NO_PICTURE = "A picture of depth has lost the measured values; use the files that have them."
 # As a share of a side; lenses are off by up to a twentieth.
 _CENTRED = 0.05
+# No lens is off by so much in both directions, each towards what a quarter turn makes of it.
+_CLEARLY_OFF = 0.1
 # So many files without use are looked into for what they are.
 _MOST_LOOKED_INTO = 50
 
@@ -46,12 +48,23 @@ def with_usual_cause(error: MoGeError, record: Record) -> MoGeError:
     return error
 
 
-def for_turned_image(camera: PixelIntrinsics, image: tuple[int, int]) -> InstanceError:
+def is_of_picture_on_its_side(camera: PixelIntrinsics, image: tuple[int, int]) -> bool:
+    """Whether a principal point is the centre of the picture on its side, and far from that of the picture as it is.
+
+    Args:
+        camera: the intrinsics, which name no size.
+        image: (width, height) of the picture.
+    """
+    return _is_centre(camera, image[::-1]) and not _is_centre(camera, image, _CLEARLY_OFF)
+
+
+def for_turned_image(camera: PixelIntrinsics, image: tuple[int, int], said_by: str = "") -> InstanceError:
     """The error of intrinsics for a picture on its side, or whose size was said the other way round.
 
     Args:
         camera: names its size.
         image: (width, height) of the picture.
+        said_by: by what a user says that they are right as they are, see `Record.size_is_said_by`.
     """
     assert camera.size is not None
     width, height = camera.size
@@ -65,6 +78,8 @@ def for_turned_image(camera: PixelIntrinsics, image: tuple[int, int]) -> Instanc
             f"Turned with the picture by 90 degrees fx,fy,cx,cy are {_listed(clockwise)} if that is clockwise, and"
             f" {_listed(counter)} if it is counter-clockwise."
         )
+        if said_by:
+            fix += f" If they are right as they are, say that they refer to {image[0]}x{image[1]} ({said_by})."
     rule = f"must refer to images that lie like these, {image[0]}x{image[1]}"
     return InstanceError("intrinsics", rule, found=found, fix=fix)
 
@@ -199,9 +214,9 @@ def _cause(name: str, part: Stored, record: Record, error: MoGeError) -> tuple[s
     return None
 
 
-def _is_centre(camera: PixelIntrinsics, size: tuple[int, int]) -> bool:
+def _is_centre(camera: PixelIntrinsics, size: tuple[int, int], near: float = _CENTRED) -> bool:
     at = ((camera.cx + 0.5) / size[0], (camera.cy + 0.5) / size[1])
-    return all(abs(part - 0.5) < _CENTRED for part in at)
+    return all(abs(part - 0.5) < near for part in at)
 
 
 def _listed(numbers: Sequence[float]) -> str:

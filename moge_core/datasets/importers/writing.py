@@ -39,7 +39,7 @@ from moge_core.datasets.layout import (
 )
 from moge_core.datasets.normal_axes import NO_NORMALS
 from moge_core.datasets.parallel import parallel_map, parallel_stream
-from moge_core.errors import DatasetError, InputError, MoGeError
+from moge_core.errors import DatasetError, InputError
 from moge_core.io.files import write_bytes
 
 __all__ = ["ImportReport", "Repeatable", "check_folders", "run_import"]
@@ -230,12 +230,8 @@ class _Writer:
     def __call__(self, record: Record) -> Result:
         try:
             return self._write(record)
-        except (MoGeError, OSError) as error:
+        except Exception as error:  # whatever a reader makes of a damaged file costs that frame alone
             return Result(record.name, finding=finding_of(record.name, error))
-        except Exception as error:
-            evidence = f"could not be read: {type(error).__name__}: {error}"
-            fix = "Mend or remove the file. If it is sound, this is a defect of the importer; please tell."
-            return Result(record.name, finding=Finding(record.name, "importable", "error", evidence, fix))
 
     def _write(self, record: Record) -> Result:
         from moge_core.geometry import intrinsics_to_fov
