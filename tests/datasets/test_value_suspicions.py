@@ -146,6 +146,23 @@ def test_a_constant_that_fills_the_sky_is_offered_as_infinitely_far(scenes: Scen
         assert not told(values, scale=scale, infinite=(far,)).suspicions
 
 
+@pytest.mark.parametrize("kind", ["z", "ray"])
+def test_a_constant_that_was_said_to_be_infinitely_far_in_metres_is_not_offered_again(
+    scenes: Scenes, kind: str
+) -> None:
+    for z in under_the_sky(scenes):
+        stored = (np.nan_to_num(z, posinf=5000.0) * 100).astype(np.float32)
+        assert of(told(stored, scale=100, kind=kind), "--infinite 500000")
+        assert not of(told(stored, scale=100, kind=kind, infinite_from=4900.0), "--infinite")
+
+
+def test_the_greatest_number_of_a_type_may_be_typed_rounded(scenes: Scenes) -> None:
+    z = under_the_sky(scenes)[0]
+    stored = np.where(np.isinf(z), np.finfo(np.float32).max, np.nan_to_num(z)).astype(np.float32)
+    found = metric_z(stored, StoredDepth(Path("d"), infinite=(3.4028235e38,)), CAMERA)
+    np.testing.assert_array_equal(np.isinf(found), np.isinf(z))
+
+
 def test_a_constant_that_fills_regions_of_a_room_is_offered_as_unknown(scenes: Scenes) -> None:
     for z in closed(scenes):
         blobs = cv2.GaussianBlur(np.random.default_rng(1).normal(size=z.shape), (0, 0), 7) > 0.04

@@ -211,6 +211,9 @@ def _sentinel(grid: Map, meaning: StoredDepth, unit: float | None) -> Any:
         rest &= np.isfinite(grid)
     if meaning.far_from is not None:
         rest &= grid < meaning.far_from
+    per_metre = scale_of(grid, meaning) / (unit or 1.0)
+    if meaning.infinite_from is not None:
+        rest &= grid < meaning.infinite_from * per_metre + meaning.offset
     values = grid[rest]
     if values.size < _LEAST_VALUES:
         return None
@@ -219,7 +222,6 @@ def _sentinel(grid: Map, meaning: StoredDepth, unit: float | None) -> Any:
     count = values.size - others.size
     if not others.size or count < _LEAST_REGION * grid.size:
         return None
-    per_metre = scale_of(grid, meaning) / (unit or 1.0)
     own, next_to = float(value) - meaning.offset, float(others.max()) - meaning.offset
     num_below = int(np.count_nonzero(others >= value * 0.95))
     is_spike = own >= _OUTDOORS_FROM * per_metre and count > max(2 * _LEAST_REGION * grid.size, _SPIKE * num_below)

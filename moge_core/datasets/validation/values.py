@@ -153,11 +153,11 @@ def _wall(values: DepthValues, coded: CodedDepth, settings: ValidationSettings, 
     if far >= settings.sky_gap * float(body):
         evidence = f"{told}, and 99.5 % of the rest is nearer than {float(body):.4g}"
         return "sky-infinite", evidence, _sky_fix(coded, far, unit)
-    return (
-        "depth-unsaturated",
-        told,
-        f"Import again with --max-depth {_just_below(far, unit)}: what is clipped is unknown.",
-    )
+    limit = f"--max-depth {_just_below(far, unit)}"
+    if is_like_sky(coded.codes >= _first_code(coded, far)):
+        # A renderer's far plane: to call it unknown would lose the sky.
+        return "depth-unsaturated", told, f"{_sky_fix(coded, far, unit)} Where it is none, {limit} makes it unknown."
+    return "depth-unsaturated", told, f"Import again with {limit}: what is clipped is unknown."
 
 
 def _sky(values: DepthValues, coded: CodedDepth, settings: ValidationSettings, unit: float | None) -> Judgement | None:
