@@ -124,6 +124,56 @@ def test_depth_in_24_bits_is_no_picture(scenes: Scenes, far: float, order: str) 
         assert looks_like_24_bits(pixels if order == "rgb24" else pixels[..., ::-1]) == order
 
 
+@pytest.mark.parametrize("order", ["rgb24", "bgr24"])
+def test_a_folder_of_depth_in_24_bits_says_its_encoding_and_refuses_the_other(
+    scenes: Scenes, tmp_path: Path, order: str
+) -> None:
+    _, z = scenes[0]
+    number = np.rint(np.nan_to_num(z, posinf=1000) / 1000 * (2**24 - 1)).astype(np.uint32)
+    pixels = np.stack([number & 255, (number >> 8) & 255, number >> 16], -1).astype(np.uint8)
+    for name, picture in (("rgb", np.zeros_like(pixels)), ("depth", pixels[..., :: 1 if order == "rgb24" else -1])):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        write_image(tmp_path / "in" / name / "1.png", picture)
+    command = [
+        "import",
+        "rgbd-folder",
+        str(tmp_path / "in"),
+        "-o",
+        str(tmp_path / "out"),
+        "--intrinsics",
+        "128,128,80,60",
+    ]
+    unsaid = CliRunner().invoke(cli, command)
+    assert unsaid.exit_code == 2 and f"--encoding {order}" in unsaid.output
+    scaled = [*command, "--depth-scale", "16777.215", "--encoding"]
+    other = {"rgb24": "bgr24", "bgr24": "rgb24"}[order]
+    refused = CliRunner().invoke(cli, [*scaled, other])
+    assert refused.exit_code == 2 and f"--encoding {order}" in refused.output
+    run(*scaled, order)
+    known = np.isfinite(z)
+    np.testing.assert_allclose(read_depth(tmp_path / "out/1/depth.png")[known], z[known], rtol=1e-3)
+
+
+def test_a_folder_of_depth_in_8_bits_is_taken_where_the_user_says_so(tmp_path: Path) -> None:
+    steps = np.linspace(10, 250, 160).astype(np.uint8)[None].repeat(120, 0)
+    for name, picture in (("rgb", np.zeros((120, 160, 3), np.uint8)), ("depth", steps)):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        cv2.imwrite(str(tmp_path / "in" / name / "1.png"), picture)
+    command = [
+        "import",
+        "rgbd-folder",
+        str(tmp_path / "in"),
+        "-o",
+        str(tmp_path / "out"),
+        "--intrinsics",
+        "128,128,80,60",
+    ]
+    refused = CliRunner().invoke(cli, [*command, "--depth-scale", "50"])
+    assert refused.exit_code == 2 and "--encoding linear" in refused.output
+    run(*command, "--depth-scale", "50", "--encoding", "linear")
+    np.testing.assert_allclose(read_depth(tmp_path / "out/1/depth.png"), steps / 50, rtol=1e-3)
+
+
 def test_pictures_are_no_depth_in_24_bits(samples_dir: Path, tmp_path: Path) -> None:
     render_sample_scenes(tmp_path, 4, 3, size=(160, 120))
     for path in [*tmp_path.rglob("image.jpg"), *samples_dir.rglob("*.jpg")]:
