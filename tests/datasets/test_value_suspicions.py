@@ -103,6 +103,19 @@ def test_bits_of_float16_are_told_whatever_scale_was_said_and_however_sky_is_sto
         assert of(told(bits, scale=scale), "--encoding float16"), kind
 
 
+@pytest.mark.parametrize("dtype", ["u4", "i4"])
+@pytest.mark.parametrize("scale", [1000, 256])
+def test_bits_of_float32_are_told_and_plain_integers_of_32_bits_are_not(
+    scenes: Scenes, dtype: str, scale: float
+) -> None:
+    for z in closed(scenes):
+        bits = np.nan_to_num(z).astype(np.float32).view(dtype)
+        assert of(told(bits, scale=scale), "--encoding float32 --depth-scale 1")
+        for units in (1000, 1e6):
+            plain = np.rint(np.nan_to_num(z) * units).astype(dtype)
+            assert not of(told(plain, scale=units), "--encoding")
+
+
 def test_turned_bits_are_told_unless_the_scale_takes_them_for_what_they_are(scenes: Scenes) -> None:
     for kind, z in scenes:
         if np.mean(z[np.isfinite(z)] > 16) > 0.02:

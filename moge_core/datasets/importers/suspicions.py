@@ -19,6 +19,7 @@ from moge_core.datasets.importers.told import Told
 from moge_core.datasets.importers.value_shapes import (
     hangs_from_top,
     is_half_float,
+    is_single_float,
     is_turned,
     surrounds,
     why_no_sky,
@@ -122,13 +123,21 @@ def _is_likely(metres: float) -> bool:
 def _look_at_encoding(grid: Map, meaning: StoredDepth, sentinel: Any, told: Told) -> bool:
     """Whether plain integers look like bits that mean something else."""
     is_plain = meaning.encoding in {None, "linear"} and meaning.kind in {"z", "ray"}
-    if not is_plain or grid.dtype.kind not in "iu" or grid.dtype.itemsize != 2:
+    if not is_plain or grid.dtype.kind not in "iu" or grid.dtype.itemsize not in {2, 4}:
         return False
     marks = () if sentinel is None else (float(sentinel),)
     values = grid[~marked(grid, (0.0, *marks, *meaning.invalid, *meaning.infinite))]
     if values.size < _LEAST_VALUES:
         return False
     scale = scale_of(grid, meaning)
+    if grid.dtype.itemsize == 4:
+        if not is_single_float(values, scale):
+            return False
+        told.suspicions.add(
+            "Stored values are spread as the bits of float32 numbers are, which are metres by themselves: import again"
+            " with --encoding float32 --depth-scale 1."
+        )
+        return True
     if is_turned(values) and not 7900 < scale < 8100:
         told.suspicions.add(
             "Nearly all stored values are multiples of 8, as those are whose bits were turned by three (SUN RGB-D,"
