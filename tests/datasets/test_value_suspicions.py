@@ -339,6 +339,8 @@ def test_a_wrong_scale_is_told_with_the_right_one() -> None:
     text = unlikely_depth(0.0023, 1000.0)
     assert text is not None and "--depth-scale 1 (2.3 m)" in text
     assert unlikely_depth(2.3, 1000.0) is unlikely_depth(None, 1000.0) is None
+    # A disparity has no scale of its own that would tell.
+    assert "--baseline too, which is in metres" in str(unlikely_depth(3600.0, None))
     assert "check --depth-scale" in str(unlikely_depth(1e9, None))
 
 

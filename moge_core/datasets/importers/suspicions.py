@@ -86,7 +86,7 @@ def unlikely_depth(median: float | None, scale: float | None) -> str | None:
         return None
     text = f"A typical depth of {median:.3g} m is unlikely; check --depth-scale (`scale` in a table)"
     if scale is None:
-        return f"{text}."
+        return f"{text}; where depth comes from disparities, check --baseline too, which is in metres."
     stored = median * scale
     if scale < 1 and _is_likely(stored * scale):
         return (
