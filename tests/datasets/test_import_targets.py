@@ -130,6 +130,16 @@ def test_another_sequence_at_the_same_place_is_refused(tmp_path: Path, out: Path
     assert instances_of(out) == before
 
 
+def test_files_that_no_import_made_are_not_overwritten(tmp_path: Path, out: Path) -> None:
+    (out / "0").mkdir(parents=True)
+    (out / "0/image.jpg").write_bytes(b"mine")
+    report = import_folder(make_sequence(tmp_path / "a", 1), out)
+    (refused,) = report.skipped
+    assert refused.instance == "0" and "image.jpg" in refused.evidence and "--name-prefix" in str(refused.fix)
+    assert [path.name for path in (out / "0").iterdir()] == ["image.jpg"]
+    assert (out / "0/image.jpg").read_bytes() == b"mine"
+
+
 @pytest.mark.parametrize("run", IMPORTS)
 def test_a_source_that_lies_elsewhere_now_goes_on(tmp_path: Path, out: Path, run: Callable[..., ImportReport]) -> None:
     run(make_sequence(tmp_path / "here", 1), out)

@@ -16,6 +16,7 @@ from walks import change_walk, write_walk
 
 from moge_core.datasets import RULES, Finding, render_sample_scenes, validate_dataset
 from moge_core.datasets.validation import examine_instance
+from moge_core.io import read_depth
 
 # Options that the importers of depth files share.
 VOCABULARY = {
@@ -63,6 +64,53 @@ def test_a_camera_on_a_table_or_a_phone_held_close_is_plausible(scenes: Path, tm
         shutil.copytree(instance, data / instance.name)
         of_depth(lambda depth, _: depth / 8)(data / instance.name)
     assert "unit-plausible" not in {finding.rule for finding in validate_dataset(data)}
+
+
+@pytest.mark.parametrize("sky", [np.inf, np.nan])
+def test_the_last_rows_of_a_plain_before_its_horizon_are_no_sky(scenes: Path, tmp_path: Path, sky: float) -> None:
+    def plain(depth: Depth, _: object) -> Depth:
+        below = np.arange(depth.shape[0])[:, None] - 119.5
+        z = np.where(below > 0, 10 * 300 / np.where(below > 0, below, 1), sky)
+        return np.broadcast_to(z, depth.shape).astype(np.float32)
+
+    instance = instances_below(scenes / "outdoor")[0].relative_to(scenes).as_posix()
+    found = changed(scenes, tmp_path, instance, of_depth(plain))
+    assert "sky-infinite" not in {one.rule for one in found}
+
+
+def test_the_remedy_of_depth_that_ends_at_a_far_plane_keeps_the_sky_above_it(scenes: Path, tmp_path: Path) -> None:
+    def clipped(depth: Depth, _: object) -> Depth:
+        known = depth[np.isfinite(depth)]
+        return np.minimum(np.where(np.isinf(depth), np.float32(1e9), depth), np.quantile(known, 0.95))
+
+    under_the_sky = [
+        path
+        for path in instances_below(scenes / "outdoor")
+        if float(np.isinf(read_depth(path / "depth.png")[0]).mean()) > 0.9
+    ]
+    assert under_the_sky
+    for number, instance in enumerate(under_the_sky):
+        name = instance.relative_to(scenes).as_posix()
+        found = changed(scenes, tmp_path / str(number), name, of_depth(clipped))
+        (wall,) = [one for one in found if one.rule in {"depth-unsaturated", "sky-infinite"}]
+        assert wall.fix.startswith("Import again with --infinite-from ")
+
+
+def test_a_table_top_in_whole_millimetres_is_no_picture_of_8_bits(scenes: Path, tmp_path: Path) -> None:
+    def on_a_table(step: float) -> Callable[[Depth, object], Depth]:
+        def stored(depth: Depth, _: object) -> Depth:
+            known = depth[np.isfinite(depth)]
+            near, far = np.quantile(known, 0.05), np.quantile(known, 0.9)
+            top = 0.3 + (depth - near) / (far - near) * 0.15
+            return np.where((depth >= near) & (depth <= far), np.rint(top / step) * step, np.nan).astype(np.float32)
+
+        return stored
+
+    for number, instance in enumerate(instances_below(scenes / "room")):
+        name = instance.relative_to(scenes).as_posix()
+        for step, is_coarse in ((0.001, False), (0.0013, True)):
+            found = changed(scenes, tmp_path / f"{number} {step}", name, of_depth(on_a_table(step)))
+            assert ("depth-levels" in {one.rule for one in found}) == is_coarse
 
 
 @pytest.mark.parametrize("factor", [5.0, 12.0, 1000.0, 1 / 5])

@@ -103,6 +103,19 @@ def test_bits_of_float16_are_told_whatever_scale_was_said_and_however_sky_is_sto
         assert of(told(bits, scale=scale), "--encoding float16"), kind
 
 
+@pytest.mark.parametrize("dtype", ["u4", "i4"])
+@pytest.mark.parametrize("scale", [1000, 256])
+def test_bits_of_float32_are_told_and_plain_integers_of_32_bits_are_not(
+    scenes: Scenes, dtype: str, scale: float
+) -> None:
+    for z in closed(scenes):
+        bits = np.nan_to_num(z).astype(np.float32).view(dtype)
+        assert of(told(bits, scale=scale), "--encoding float32 --depth-scale 1")
+        for units in (1000, 1e6):
+            plain = np.rint(np.nan_to_num(z) * units).astype(dtype)
+            assert not of(told(plain, scale=units), "--encoding")
+
+
 def test_turned_bits_are_told_unless_the_scale_takes_them_for_what_they_are(scenes: Scenes) -> None:
     for kind, z in scenes:
         if np.mean(z[np.isfinite(z)] > 16) > 0.02:
@@ -122,6 +135,56 @@ def test_depth_in_24_bits_is_no_picture(scenes: Scenes, far: float, order: str) 
         number = np.rint(np.clip(np.nan_to_num(z, posinf=far), 0, far) / far * (2**24 - 1)).astype(np.uint32)
         pixels = np.stack([number & 255, (number >> 8) & 255, number >> 16], -1).astype(np.uint8)
         assert looks_like_24_bits(pixels if order == "rgb24" else pixels[..., ::-1]) == order
+
+
+@pytest.mark.parametrize("order", ["rgb24", "bgr24"])
+def test_a_folder_of_depth_in_24_bits_says_its_encoding_and_refuses_the_other(
+    scenes: Scenes, tmp_path: Path, order: str
+) -> None:
+    _, z = scenes[0]
+    number = np.rint(np.nan_to_num(z, posinf=1000) / 1000 * (2**24 - 1)).astype(np.uint32)
+    pixels = np.stack([number & 255, (number >> 8) & 255, number >> 16], -1).astype(np.uint8)
+    for name, picture in (("rgb", np.zeros_like(pixels)), ("depth", pixels[..., :: 1 if order == "rgb24" else -1])):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        write_image(tmp_path / "in" / name / "1.png", picture)
+    command = [
+        "import",
+        "rgbd-folder",
+        str(tmp_path / "in"),
+        "-o",
+        str(tmp_path / "out"),
+        "--intrinsics",
+        "128,128,80,60",
+    ]
+    unsaid = CliRunner().invoke(cli, command)
+    assert unsaid.exit_code == 2 and f"--encoding {order}" in unsaid.output
+    scaled = [*command, "--depth-scale", "16777.215", "--encoding"]
+    other = {"rgb24": "bgr24", "bgr24": "rgb24"}[order]
+    refused = CliRunner().invoke(cli, [*scaled, other])
+    assert refused.exit_code == 2 and f"--encoding {order}" in refused.output
+    run(*scaled, order)
+    known = np.isfinite(z)
+    np.testing.assert_allclose(read_depth(tmp_path / "out/1/depth.png")[known], z[known], rtol=1e-3)
+
+
+def test_a_folder_of_depth_in_8_bits_is_taken_where_the_user_says_so(tmp_path: Path) -> None:
+    steps = np.linspace(10, 250, 160).astype(np.uint8)[None].repeat(120, 0)
+    for name, picture in (("rgb", np.zeros((120, 160, 3), np.uint8)), ("depth", steps)):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        cv2.imwrite(str(tmp_path / "in" / name / "1.png"), picture)
+    command = [
+        "import",
+        "rgbd-folder",
+        str(tmp_path / "in"),
+        "-o",
+        str(tmp_path / "out"),
+        "--intrinsics",
+        "128,128,80,60",
+    ]
+    refused = CliRunner().invoke(cli, [*command, "--depth-scale", "50"])
+    assert refused.exit_code == 2 and "--encoding linear" in refused.output
+    run(*command, "--depth-scale", "50", "--encoding", "linear")
+    np.testing.assert_allclose(read_depth(tmp_path / "out/1/depth.png"), steps / 50, rtol=1e-3)
 
 
 def test_pictures_are_no_depth_in_24_bits(samples_dir: Path, tmp_path: Path) -> None:
@@ -144,6 +207,23 @@ def test_a_constant_that_fills_the_sky_is_offered_as_infinitely_far(scenes: Scen
         said = told(values, scale=scale, invalid=(far,))
         assert of(said, f"{marker}, which means unknown as it was said") and of(said, f"--infinite {marker}")
         assert not told(values, scale=scale, infinite=(far,)).suspicions
+
+
+@pytest.mark.parametrize("kind", ["z", "ray"])
+def test_a_constant_that_was_said_to_be_infinitely_far_in_metres_is_not_offered_again(
+    scenes: Scenes, kind: str
+) -> None:
+    for z in under_the_sky(scenes):
+        stored = (np.nan_to_num(z, posinf=5000.0) * 100).astype(np.float32)
+        assert of(told(stored, scale=100, kind=kind), "--infinite 500000")
+        assert not of(told(stored, scale=100, kind=kind, infinite_from=4900.0), "--infinite")
+
+
+def test_the_greatest_number_of_a_type_may_be_typed_rounded(scenes: Scenes) -> None:
+    z = under_the_sky(scenes)[0]
+    stored = np.where(np.isinf(z), np.finfo(np.float32).max, np.nan_to_num(z)).astype(np.float32)
+    found = metric_z(stored, StoredDepth(Path("d"), infinite=(3.4028235e38,)), CAMERA)
+    np.testing.assert_array_equal(np.isinf(found), np.isinf(z))
 
 
 def test_a_constant_that_fills_regions_of_a_room_is_offered_as_unknown(scenes: Scenes) -> None:
@@ -259,6 +339,8 @@ def test_a_wrong_scale_is_told_with_the_right_one() -> None:
     text = unlikely_depth(0.0023, 1000.0)
     assert text is not None and "--depth-scale 1 (2.3 m)" in text
     assert unlikely_depth(2.3, 1000.0) is unlikely_depth(None, 1000.0) is None
+    # A disparity has no scale of its own that would tell.
+    assert "--baseline too, which is in metres" in str(unlikely_depth(3600.0, None))
     assert "check --depth-scale" in str(unlikely_depth(1e9, None))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from moge_core.errors import FormatError, ImageTooLargeError, MissingDependencyError
 from moge_core.io import limits
 
-_HOW_TO_CHOOSE = "Say which with --depth-array NAME; in a table with the column depth_array, or as FILE:NAME."
+HOW_TO_CHOOSE = "Say which with --depth-array NAME; in a table with the column depth_array, or as FILE:NAME."
 # Names of the one array of several that everybody means.
 _USUAL_NAMES = frozenset({"depth", "depths", "depth_map", "depthmap"})
 
@@ -94,9 +94,9 @@ def one_of(names: Collection[str], key: str | None, path: Path, notes: set[str] 
             path,
             "must hold one array, or be told which to take",
             found=f"the arrays {listed}",
-            fix=_HOW_TO_CHOOSE if names else None,
+            fix=HOW_TO_CHOOSE if names else None,
         )
     key = key.strip("/") if key not in names else key
     if key not in names:
-        raise FormatError(path, f"must hold the array {key}", found=f"the arrays {listed}", fix=_HOW_TO_CHOOSE)
+        raise FormatError(path, f"must hold the array {key}", found=f"the arrays {listed}", fix=HOW_TO_CHOOSE)
     return key

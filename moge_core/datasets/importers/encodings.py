@@ -127,6 +127,10 @@ def _three_bytes(
     if values.ndim != 3 or values.shape[2] not in {3, 4} or values.dtype != np.uint8:
         raise _unfit(encoding, "three channels of 8 bits", values, path)
     low, middle, high = (values[..., channel].astype(np.uint32) for channel in order)
+    other = looks_like_24_bits(values)
+    if other is not None and other != encoding:
+        found = "numbers that jump from pixel to pixel, which those of the other order of bytes do not"
+        raise InstanceError(path, f"must be depth as {encoding}", found=found, fix=f"Say --encoding {other}.")
     numbers: npt.NDArray[np.uint32] = low | (middle << np.uint32(8)) | (high << np.uint32(16))
     return numbers
 

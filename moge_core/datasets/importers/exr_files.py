@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from moge_core.datasets.importers.array_checks import check_bytes, require
+from moge_core.datasets.importers.array_checks import HOW_TO_CHOOSE, check_bytes, require
 from moge_core.errors import FormatError
 from moge_core.io import limits
 
@@ -56,7 +56,7 @@ def read_exr(path: Path, name: str | None = None, notes: set[str] | None = None)
             path,
             "must have one channel that is depth, or be told which",
             found=f"the channels {_listed(channels)}",
-            fix="Say which with --depth-array NAME; in a table with the column depth_array, or as FILE:NAME.",
+            fix=HOW_TO_CHOOSE,
         )
     if len(channels) > 1 and notes is not None:
         notes.add(f"Depth was taken from the channel {plausible[0]} (of {_listed(channels)}).")
@@ -100,7 +100,7 @@ def _named(channels: _Channels, name: str, path: Path) -> str:
     ends = [key for key in channels if key.lower() == name.lower() or key.lower().endswith(f".{name.lower()}")]
     if len(ends) != 1:
         rule = f"must have the channel {name}" if not ends else f"must have one channel {name}"
-        raise FormatError(path, rule, found=f"the channels {_listed(channels)}")
+        raise FormatError(path, rule, found=f"the channels {_listed(channels)}", fix=HOW_TO_CHOOSE)
     return ends[0]
 
 

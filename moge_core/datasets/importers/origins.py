@@ -191,5 +191,17 @@ def check_target(folder: Path, record: Record) -> None:
             )
 
 
+def check_unused(folder: Path) -> None:
+    """Refuse a folder with files of an instance but no meta.json, where no import was before that may have left them.
+
+    Raises:
+        InstanceError: naming the files.
+    """
+    there = [name for name in FILE_NAMES if (folder / name).exists()] if folder.is_dir() else []
+    if there:
+        fix = "Import into another folder, or with another --name-prefix."
+        raise InstanceError(folder, "must not hold files that no import made", found=", ".join(there), fix=fix)
+
+
 def _digest(*texts: str) -> str:
     return hashlib.sha256("\0".join(texts).encode("utf-8", "surrogateescape")).hexdigest()

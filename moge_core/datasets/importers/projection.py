@@ -140,7 +140,9 @@ def _equals(stored: npt.NDArray[Any], marker: float) -> npt.NDArray[np.bool_]:
         limits = np.iinfo(stored.dtype)
         is_held = limits.min <= marker <= limits.max and marker == int(marker)
     else:
-        is_held = np.isinf(marker) or abs(marker) <= float(np.finfo(stored.dtype).max)
+        # Rounded first: the greatest float32 is typed 3.4028235e38, which is a little more.
+        with np.errstate(over="ignore"):
+            is_held = np.isinf(marker) or bool(np.isfinite(stored.dtype.type(marker)))
     # What the type cannot hold is nowhere.
     found = stored == stored.dtype.type(marker if is_held else 0)
     return found if is_held else np.zeros_like(found)

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from moge_core.datasets.importers.calls import repeatable
 from moge_core.datasets.importers.camera_files import CameraFile, read_cameras
+from moge_core.datasets.importers.encodings import OF_CHANNELS
 from moge_core.datasets.importers.frame_cameras import (
     FrameCameras,
     cameras_by_name,
@@ -129,7 +130,8 @@ def import_rgbd_folder(
     settings = replace(settings, values=replace(given, invalid=()))
     patterns = image_glob or known.image_glob, depth_glob or known.depth_glob
     try:
-        sources = find_sources(source, *patterns, exclude=out, kind=given.kind)
+        is_packed = given.encoding in {"linear", *OF_CHANNELS} or given.offset is not None
+        sources = find_sources(source, *patterns, exclude=out, kind=given.kind, is_packed=is_packed)
     except DatasetError as error:
         if known.wants:
             error.fix = f"This preset wants {known.wants}. {error.fix or ''}".rstrip()

@@ -141,6 +141,7 @@ def find_sources(
     *,
     exclude: Path,
     kind: NamedKind | None = None,
+    is_packed: bool = False,
     options: tuple[str, str] = ("--image", "--depth"),
 ) -> Sources:
     """Images and depth maps below `source`.
@@ -157,6 +158,8 @@ def find_sources(
         image_glob, depth_glob: patterns relative to it.
         exclude: a folder that is not looked into.
         kind: what the depth is, where a user says so: of several kinds those named so are taken.
+        is_packed: depth may be in pictures of 8 bits, as a user says: where no other depth is there, those that are
+            named depth are taken.
         options: by which a user gives the patterns, for errors.
 
     Raises:
@@ -170,7 +173,11 @@ def find_sources(
     images = _matching(source, there, image_glob, _IMAGE_SUFFIXES, "image", exclude)
     depths = _matching(source, there, depth_glob, INTEGER_SUFFIXES | _FLOAT_SUFFIXES, "depth", exclude)
     if depth_glob is None:
+        pictures = {path for path in depths if role(read_name(path).shape) == "depth"}
         depths = {path for path in depths if path.suffix.lower() in _FLOAT_SUFFIXES or is_depth_file(source / path)}
+        if is_packed and not depths:
+            depths = pictures
+            images -= pictures if image_glob is None else set()
     both = images & depths
     depth_alone_named = depth_glob is not None and image_glob is None
     stored_as_depth = {path for path in both if depth_alone_named or is_depth_file(source / path)}

@@ -17,6 +17,7 @@ from moge_core.datasets.importers.encodings import OF_CHANNELS, decoded, looks_l
 from moge_core.datasets.importers.records import Record, StoredDepth
 from moge_core.datasets.importers.source_files import not_16_bit
 from moge_core.datasets.importers.told import Told
+from moge_core.datasets.importers.usual_mistakes import how_to_say_24_bits
 from moge_core.errors import FormatError, InstanceError
 from moge_core.io import limits, read_depth
 from moge_core.io.files import NamedBytes, read_bytes
@@ -124,7 +125,7 @@ def _read_png(depth: StoredDepth, told: Told) -> tuple[npt.NDArray[Any], StoredD
             depth.path,
             "must be a 16-bit grey PNG or PGM",
             found=f"a picture whose three channels look like depth in 24 bits ({likely})",
-            fix=f"Say --encoding {likely} and --depth-scale, stored units a metre: 16777.215 where 24 bits are 1000 m.",
+            fix=how_to_say_24_bits(likely),
         )
     raise not_16_bit(depth.path, header.pixel_format)
 

@@ -19,6 +19,7 @@ from moge_core.datasets.importers.told import Told
 from moge_core.datasets.importers.value_shapes import (
     hangs_from_top,
     is_half_float,
+    is_single_float,
     is_turned,
     surrounds,
     why_no_sky,
@@ -85,7 +86,7 @@ def unlikely_depth(median: float | None, scale: float | None) -> str | None:
         return None
     text = f"A typical depth of {median:.3g} m is unlikely; check --depth-scale (`scale` in a table)"
     if scale is None:
-        return f"{text}."
+        return f"{text}; where depth comes from disparities, check --baseline too, which is in metres."
     stored = median * scale
     if scale < 1 and _is_likely(stored * scale):
         return (
@@ -122,13 +123,21 @@ def _is_likely(metres: float) -> bool:
 def _look_at_encoding(grid: Map, meaning: StoredDepth, sentinel: Any, told: Told) -> bool:
     """Whether plain integers look like bits that mean something else."""
     is_plain = meaning.encoding in {None, "linear"} and meaning.kind in {"z", "ray"}
-    if not is_plain or grid.dtype.kind not in "iu" or grid.dtype.itemsize != 2:
+    if not is_plain or grid.dtype.kind not in "iu" or grid.dtype.itemsize not in {2, 4}:
         return False
     marks = () if sentinel is None else (float(sentinel),)
     values = grid[~marked(grid, (0.0, *marks, *meaning.invalid, *meaning.infinite))]
     if values.size < _LEAST_VALUES:
         return False
     scale = scale_of(grid, meaning)
+    if grid.dtype.itemsize == 4:
+        if not is_single_float(values, scale):
+            return False
+        told.suspicions.add(
+            "Stored values are spread as the bits of float32 numbers are, which are metres by themselves: import again"
+            " with --encoding float32 --depth-scale 1."
+        )
+        return True
     if is_turned(values) and not 7900 < scale < 8100:
         told.suspicions.add(
             "Nearly all stored values are multiples of 8, as those are whose bits were turned by three (SUN RGB-D,"
@@ -211,6 +220,9 @@ def _sentinel(grid: Map, meaning: StoredDepth, unit: float | None) -> Any:
         rest &= np.isfinite(grid)
     if meaning.far_from is not None:
         rest &= grid < meaning.far_from
+    per_metre = scale_of(grid, meaning) / (unit or 1.0)
+    if meaning.infinite_from is not None:
+        rest &= grid < meaning.infinite_from * per_metre + meaning.offset
     values = grid[rest]
     if values.size < _LEAST_VALUES:
         return None
@@ -219,7 +231,6 @@ def _sentinel(grid: Map, meaning: StoredDepth, unit: float | None) -> Any:
     count = values.size - others.size
     if not others.size or count < _LEAST_REGION * grid.size:
         return None
-    per_metre = scale_of(grid, meaning) / (unit or 1.0)
     own, next_to = float(value) - meaning.offset, float(others.max()) - meaning.offset
     num_below = int(np.count_nonzero(others >= value * 0.95))
     is_spike = own >= _OUTDOORS_FROM * per_metre and count > max(2 * _LEAST_REGION * grid.size, _SPIKE * num_below)

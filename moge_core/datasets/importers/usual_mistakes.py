@@ -146,8 +146,21 @@ def why_none(source: Path, files: Sequence[Path], what: str, pattern: str | None
             head = _head(path)
             if "depth" in path.relative_to(source).as_posix().lower() and head.startswith((_PNG, b"\xff\xd8\xff")):
                 name = path.relative_to(source).as_posix()
-                return f"{name}, which is {_picture(head)}", f"{_NO_PICTURE} Others are named with --depth 'PATTERN'."
+                packed = _packed_depth(path)
+                if packed is not None:
+                    return f"{name}, whose three channels look like depth in 24 bits ({packed})", how_to_say_24_bits(
+                        packed
+                    )
+                fix = f"{_NO_PICTURE} Others are named with --depth 'PATTERN'."
+                if "grey" in _picture(head):
+                    fix += " Where 256 steps are all that there is, say --encoding linear and --depth-scale."
+                return f"{name}, which is {_picture(head)}", fix
     return None
+
+
+def how_to_say_24_bits(encoding: str) -> str:
+    """What to do with pictures whose channels look like depth in this encoding."""
+    return f"Say --encoding {encoding} and --depth-scale, stored units a metre: 16777.215 where 24 bits are 1000 m."
 
 
 def found_file(folder: Path, text: str) -> Path | None:
@@ -255,6 +268,17 @@ def _picture(head: bytes) -> str:
     channels = {0: "grey", 2: "colour", 3: "palette", 4: "grey with alpha", 6: "colour with alpha"}
     bits = head[_PNG_DEPTH_AT]
     return f"{'an' if bits == 8 else 'a'} {bits}-bit PNG, {channels.get(head[_PNG_COLOUR_AT], 'damaged')}"
+
+
+def _packed_depth(path: Path) -> str | None:
+    """The encoding of three bytes that a picture looks like, if any."""
+    from moge_core.datasets.importers.encodings import looks_like_24_bits
+    from moge_core.io.image import read_stored_image
+
+    try:
+        return looks_like_24_bits(read_stored_image(path)[0])
+    except (MoGeError, OSError):
+        return None
 
 
 def _folded(name: str) -> str:

@@ -26,6 +26,8 @@ _STRIDE = 1 / 12
 _STRAIGHT = 0.015
 # Fewer triples on planes say nothing, nor does one reading that has not clearly more of them than the other.
 _LEAST_PLANAR, _CLEARLY = 30, 1.7
+# Depth in metres is between these.
+_LEAST_METRES, _MOST_METRES = 0.01, 1e5
 # Nearly every picture shows something nearer than this, in metres.
 _NEAR_TO = 8.0
 
@@ -116,6 +118,18 @@ def is_half_float(grid: npt.NDArray[Any], values: npt.NDArray[Any], scale: float
         return as_bits > as_numbers
     # Planes say nothing: at a usual scale nothing near is unlikely enough.
     return float(near) / scale > _NEAR_TO
+
+
+def is_single_float(values: npt.NDArray[Any], scale: float) -> bool:
+    """Whether integers are the bits of float32 numbers: too far by their scale, and plausible metres as numbers.
+
+    Args:
+        values: (N,) integers of 32 bits, those that are known.
+        scale: stored units a metre by which they were read.
+    """
+    numbers = np.ascontiguousarray(values).view(np.float32)
+    near, far = np.percentile(numbers[np.isfinite(numbers)], (1, 97)) if np.isfinite(numbers).any() else (0.0, 0.0)
+    return bool(near > _LEAST_METRES and far < _MOST_METRES and float(np.min(values)) / scale > _MOST_METRES)
 
 
 def _planar_triples(*readings: npt.NDArray[Any]) -> list[int]:

@@ -24,7 +24,7 @@ from moge_core.datasets.importers.calls import current_call
 from moge_core.datasets.importers.frames import read_frame
 from moge_core.datasets.importers.instance_files import FILE_NAMES, encoded
 from moge_core.datasets.importers.leftovers import find_leftovers, remove_instances
-from moge_core.datasets.importers.origins import Origins, Standing, check_target
+from moge_core.datasets.importers.origins import Origins, Standing, check_target, check_unused
 from moge_core.datasets.importers.records import ImportSettings, Record, finding_of
 from moge_core.datasets.importers.reports import ImportReport, Result, Tally, median
 from moge_core.datasets.importers.same_source import Sample, earlier_imports, refuse_other_source
@@ -137,7 +137,7 @@ def run_import(
     out.mkdir(parents=True, exist_ok=True)
     begin_import(log_path, importer=importer, source=str(source), options=how, sample=digests)
     base = source if source.is_dir() else source.parent
-    work = _Writer(out, settings, Origins(importer, base, settings, identity))
+    work = _Writer(out, settings, Origins(importer, base, settings, identity), is_first=not events)
     tally = Tally()
     if isinstance(accepted, list):
         results = parallel_map(work, accepted, progress)
@@ -221,8 +221,9 @@ def _dry_run(
 class _Writer:
     """Makes the instance of one record, where it is not there already."""
 
-    def __init__(self, out: Path, settings: ImportSettings, origins: Origins) -> None:
+    def __init__(self, out: Path, settings: ImportSettings, origins: Origins, *, is_first: bool) -> None:
         self.out = out
+        self.is_first = is_first
         self.settings = settings
         self.origins = origins
         self.replaced = _ReplacedMetas(import_log_path(out).with_name(_REPLACED_NAME))
@@ -241,6 +242,8 @@ class _Writer:
         origin = self.origins.of(record)
         unit = record.depth_unit if record.is_metric else None
         standing = self.origins.standing(record, folder, origin)
+        if standing is None and self.is_first:
+            check_unused(folder)
         if standing is not None and standing.is_current:
             return Result(record.name, lacks_pose=standing.lacks_pose, depth_unit=standing.meta.get("depth_unit"))
         frame = read_frame(record, self.settings)

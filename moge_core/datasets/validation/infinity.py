@@ -26,6 +26,8 @@ _STRIPE, _STRIPE_HEIGHT = 0.25, 0.95
 _BRIGHT = 0.9
 # A heap of pixels is a sky where so much of it is in one piece with the upper border, and that covers this share of it.
 _IN_ONE_PIECE, _OF_BORDER = 0.9, 0.2
+# A line is what has less than this share of itself in pieces.
+_OF_LINE = 0.1
 
 
 def judge_infinity(
@@ -85,6 +87,12 @@ def is_like_sky(chosen: Mask) -> bool:
         return False
     hanging = int(np.count_nonzero(_hanging(_solid(chosen))))
     return hanging >= _IN_ONE_PIECE * num_chosen and float(chosen[0].mean()) >= _OF_BORDER
+
+
+def is_line(chosen: Mask) -> bool:
+    """Whether the chosen pixels (H, W) are thin everywhere, as the last rows of a plain before its horizon are."""
+    chosen = _picked(chosen)
+    return int(np.count_nonzero(_solid(chosen))) < _OF_LINE * int(np.count_nonzero(chosen))
 
 
 def _picked(of: Mask) -> Mask:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from moge_core.datasets.validation.infinity import is_like_sky
+from moge_core.datasets.validation.infinity import is_like_sky, is_line
 from moge_core.datasets.validation.settings import ValidationSettings
 from moge_core.io.depth import INFINITE_CODE, UNKNOWN_CODE, CodedDepth
 
@@ -22,6 +22,8 @@ _MOST_COARSE_LEVELS = 4096
 _MARKER = 65535
 _MARKER_SCALES = (1000.0, 5000.0, 256.0, 6553.5, 10000.0, 4000.0, 512.0, 100.0, 1.0)
 _MARKER_TOLERANCE = 2e-4
+# The step of depth in whole millimetres, and how exactly codes keep it.
+_MILLIMETRE, _STEP_TOLERANCE = 1e-3, 0.02
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ def judge_values(
         yield wall
     # What lies far behind everything is no step of depth.
     is_heap = wall is not None and wall[0] in HEAPS
-    for rule, evidence in _coarseness(values, settings):
+    for rule, evidence in _coarseness(values, settings, unit):
         if not (is_heap and rule == "depth-steps"):
             yield rule, evidence, None
 
@@ -153,11 +155,11 @@ def _wall(values: DepthValues, coded: CodedDepth, settings: ValidationSettings, 
     if far >= settings.sky_gap * float(body):
         evidence = f"{told}, and 99.5 % of the rest is nearer than {float(body):.4g}"
         return "sky-infinite", evidence, _sky_fix(coded, far, unit)
-    return (
-        "depth-unsaturated",
-        told,
-        f"Import again with --max-depth {_just_below(far, unit)}: what is clipped is unknown.",
-    )
+    limit = f"--max-depth {_just_below(far, unit)}"
+    if is_like_sky(coded.codes >= _first_code(coded, far)):
+        # A renderer's far plane: to call it unknown would lose the sky.
+        return "depth-unsaturated", told, f"{_sky_fix(coded, far, unit)} Where it is none, {limit} makes it unknown."
+    return "depth-unsaturated", told, f"Import again with {limit}: what is clipped is unknown."
 
 
 def _sky(values: DepthValues, coded: CodedDepth, settings: ValidationSettings, unit: float | None) -> Judgement | None:
@@ -175,7 +177,8 @@ def _sky(values: DepthValues, coded: CodedDepth, settings: ValidationSettings, u
     gap = nearest / float(levels[first - 1])
     one_depth = farthest < 1.01 * nearest and gap >= 2 * settings.sky_gap
     far_away = unit is not None and nearest * unit >= settings.sky_from_m
-    if not (one_depth or far_away):
+    heap = (coded.codes >= _first_code(coded, nearest)) & (coded.codes != INFINITE_CODE)
+    if not (one_depth or far_away) or is_line(heap):
         return None
     told = f"{behind[first]:.1%} of the known pixels are at {nearest:.5g} to {farthest:.5g}"
     evidence = f"{told}, {gap:.1f} times as far as anything before them"
@@ -224,7 +227,7 @@ def _marker(values: DepthValues, coded: CodedDepth, settings: ValidationSettings
     return None
 
 
-def _coarseness(values: DepthValues, settings: ValidationSettings) -> Iterator[tuple[str, str]]:
+def _coarseness(values: DepthValues, settings: ValidationSettings, unit: float | None) -> Iterator[tuple[str, str]]:
     num_levels = values.levels.size
     # So many steps of a few per cent would span more than any depth map does.
     if not 2 <= num_levels <= _MOST_COARSE_LEVELS:
@@ -237,9 +240,11 @@ def _coarseness(values: DepthValues, settings: ValidationSettings) -> Iterator[t
     farther = float(np.median(values.levels[-third:])) / float(np.median(values.levels[:third]))
     even = widening < farther**1.3
     if num_levels <= settings.max_levels and values.num_known >= 16 * num_levels:
-        if even:
+        # A table top in whole millimetres has few levels too.
+        step = float(np.median(gaps)) * (unit or 0.0)
+        if even and abs(step / _MILLIMETRE - 1) > _STEP_TOLERANCE:
             yield "depth-levels", f"{num_levels} different depths, evenly spaced, in {values.num_known} pixels"
-        elif _is_8_bit_disparity(values.levels):
+        elif not even and _is_8_bit_disparity(values.levels):
             yield (
                 "depth-levels",
                 f"{num_levels} different depths in {values.num_known} pixels, those of 8-bit disparities",
