@@ -189,6 +189,28 @@ def test_numbers_that_are_said_twice_are_one_distortion_and_two_are_none(tmp_pat
         parse_intrinsics(write(tmp_path / "a.json", {**named, "dist": [0.1, 0.2, 0, 0, 0]}))
 
 
+@pytest.mark.parametrize(
+    "lens",
+    [
+        {"lens": {"k1": -0.3, "k2": 0.1, "p1": 0.001, "p2": -0.002, "k3": 0.05}},
+        {"brown": {"k1": -0.3, "k2": 0.1, "p1": 0.001, "p2": -0.002, "k3": 0.05}},
+        {"radial": [-0.3, 0.1, 0.05], "tangential": [0.001, -0.002]},
+    ],
+)
+def test_coefficients_in_a_mapping_by_any_name_are_those_of_the_camera_beside_or_around_it(
+    tmp_path: Path, lens: dict[str, Any]
+) -> None:
+    camera = {"fx": 500, "fy": 510, "cx": 320, "cy": 240}
+    assert parse_intrinsics(write(tmp_path / "beside.json", {"camera": camera, **lens})).distortion == BENT
+    assert parse_intrinsics(write(tmp_path / "around.json", {**camera, **lens})).distortion == BENT
+
+
+def test_the_lenses_of_two_cameras_beside_one_are_refused(tmp_path: Path) -> None:
+    content = {"intrinsics": {"K": FLAT}, "left": {"k1": -0.3}, "right": {"k1": -0.2}}
+    with pytest.raises(FormatError, match="one set of distortion"):
+        parse_intrinsics(write(tmp_path / "a.json", content))
+
+
 def test_opencv_reads_the_same_numbers(tmp_path: Path) -> None:
     path = write(tmp_path / "a.yaml", OPENCV_YAML)
     storage = cv2.FileStorage(str(path), cv2.FILE_STORAGE_READ)

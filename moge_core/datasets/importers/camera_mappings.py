@@ -139,7 +139,7 @@ def _goes_down(key: str, value: Any) -> bool:
     """Whether what stands here is said of the cameras below: their distortion, model and size."""
     if isinstance(value, int | float | str) and key in {*_WIDTH, *_HEIGHT, _DEPTH_SCALE_OF_ALL}:
         return True
-    return (says_of_lens(key) and key not in _MATRIX) or (key in _SIZE and as_pair(value) is not None)
+    return (says_of_lens(key, value) and key not in _MATRIX) or (key in _SIZE and as_pair(value) is not None)
 
 
 def _is_camera(node: Mapping[str, Any]) -> bool:
