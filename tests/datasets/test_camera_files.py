@@ -270,6 +270,7 @@ def test_no_distortion_is_none(tmp_path: Path, content: dict[str, Any]) -> None:
         ({"K": FLAT, "D": [0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1]}, "7 numbers"),
         ({"K": FLAT, "camera_model": "fisheye", "D": [0.1, 0.1, 0.1, 0.1, 0.1]}, "k1 to k4"),
         ({"K": FLAT, "k1": 0.1, "xi": 1.2}, "xi"),
+        ({"fx": "500,5", "fy": "500,5", "cx": "320", "cy": "240"}, r"a.json: fx.*500,5"),
         ({"K": FLAT, "D": [float("nan")] * 5}, "finite"),
         ({"intrinsics": [1.1, 500, 510, 320, 240], "camera_model": "omni"}, "omnidirectional"),
         ({"fov": 60, "width": 640, "height": 480}, "which field of view"),
