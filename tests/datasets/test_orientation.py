@@ -210,6 +210,13 @@ def test_intrinsics_of_the_picture_on_its_side_are_refused_with_those_that_are_r
         normalised_intrinsics(PixelIntrinsics(500, 500, 239.5, 319.5, (640, 480)), 480, 640)
 
 
+def test_intrinsics_without_a_size_that_are_of_the_picture_on_its_side_are_told_with_those_that_are_right() -> None:
+    (note,) = normalised_intrinsics(PixelIntrinsics(230, 231, 118, 170), 320, 240)[1]
+    assert "is the centre of 240x320" in note
+    assert "fx,fy,cx,cy are 231,230,149,118 if that is clockwise" in note
+    assert "231,230,170,121 if it is counter-clockwise" in note
+
+
 @pytest.mark.slow
 def test_edges_tell_how_real_frames_are_turned(samples_dir: Path) -> None:
     frames = [frame for frame in json.loads((samples_dir / "MANIFEST.json").read_text()) if is_dense(frame)]

@@ -59,12 +59,7 @@ def for_turned_image(camera: PixelIntrinsics, image: tuple[int, int]) -> Instanc
     if _is_centre(camera, image) and not _is_centre(camera, camera.size):
         fix = f"Their principal point is the centre of {image[0]}x{image[1]}: say the width before the height."
     else:
-        clockwise = (camera.fy, camera.fx, height - 1 - camera.cy, camera.cx)
-        counter = (camera.fy, camera.fx, camera.cy, width - 1 - camera.cx)
-        fix = (
-            f"Turned with the picture by 90 degrees fx,fy,cx,cy are {_listed(clockwise)} if that is clockwise, and"
-            f" {_listed(counter)} if it is counter-clockwise."
-        )
+        fix = _turned(camera, camera.size)
     rule = f"must refer to images that lie like these, {image[0]}x{image[1]}"
     return InstanceError("intrinsics", rule, found=found, fix=fix)
 
@@ -82,6 +77,7 @@ def off_centre(camera: PixelIntrinsics, size: tuple[int, int], said_by: str) -> 
         return (
             f"The principal point ({camera.cx:g}, {camera.cy:g}) is the centre of {height}x{width}, and the intrinsics"
             f" were taken as of {width}x{height}: they seem to be those of the picture on its side."
+            f" {_turned(camera, (height, width))}"
         )
     centre = f"({(camera.cx + 0.5) / width:.2f}, {(camera.cy + 0.5) / height:.2f})"
     told = f"The principal point is at {centre} of the image, far from its centre."
@@ -197,6 +193,17 @@ def _cause(name: str, part: Stored, record: Record, error: MoGeError) -> tuple[s
         if str(error.found).startswith("16-bit"):
             return _picture(head), "Depth is one channel of 16 bits; three that differ are colours."
     return None
+
+
+def _turned(camera: PixelIntrinsics, size: tuple[int, int]) -> str:
+    """What intrinsics for pictures of this size (width, height) become when the pictures are turned."""
+    width, height = size
+    clockwise = (camera.fy, camera.fx, height - 1 - camera.cy, camera.cx)
+    counter = (camera.fy, camera.fx, camera.cy, width - 1 - camera.cx)
+    return (
+        f"Turned with the picture by 90 degrees fx,fy,cx,cy are {_listed(clockwise)} if that is clockwise, and"
+        f" {_listed(counter)} if it is counter-clockwise."
+    )
 
 
 def _is_centre(camera: PixelIntrinsics, size: tuple[int, int]) -> bool:
