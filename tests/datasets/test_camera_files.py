@@ -375,6 +375,18 @@ def test_a_rig_in_one_file_is_never_taken_at_random(tmp_path: Path) -> None:
     assert read_meta(report.out_dir / "0000/meta.json")["intrinsics"][0][0] == pytest.approx(60 / 64)
 
 
+def test_cameras_that_are_named_after_folders_are_those_of_their_images(tmp_path: Path) -> None:
+    rig = {name: {"fx": fx, "fy": fx, "cx": 320, "cy": 240} for name, fx in (("cam0", 500), ("cam1", 600))}
+    file = read_cameras(write(tmp_path / "rig.json", rig))
+    images = [PurePosixPath(f"{camera}/rgb/{number}.png") for camera in rig for number in range(2)]
+    found = file.of_frames(images)
+    assert found is not None
+    assert [found[image].fx for image in images] == [500, 500, 600, 600]  # type: ignore[union-attr]
+    # One folder of one name says nothing, and neither does a rig of which a folder is unknown.
+    assert file.of_frames(images[:2]) is None
+    assert file.of_frames([*images, PurePosixPath("cam2/rgb/0.png")]) is None
+
+
 def test_pictures_of_several_sizes_under_one_camera_are_refused_with_counts(tmp_path: Path) -> None:
     source = folder(tmp_path, {"0": (64, 48), "1": (64, 48), "2": (48, 64)})
     with pytest.raises(DatasetError, match=r"2 of 64x48 \(landscape\), 1 of 48x64 \(portrait\)"):
