@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 import click
+from click.types import FloatParamType
 
 from moge_core.cli.common import EXIT_FINDINGS, verbose
 from moge_core.datasets.importers.vocabulary import WORDS, Distortion, Orientation, Word, parse_unit
@@ -81,7 +82,7 @@ def common_import_options(*, label_type: str | None, label_help: str = "") -> Ca
                 show_default=label_type is not None,
                 help=f"Loss set named in meta.json and in the printed configuration entry. {label_help}".rstrip(),
             ),
-            click.option("--max-depth", type=float, metavar="METRES", help="Depth beyond this becomes unknown."),
+            click.option("--max-depth", type=_Number(), metavar="METRES", help="Depth beyond this becomes unknown."),
             click.option(
                 "--resolution",
                 type=click.Choice(["smaller", "image", "depth"]),
@@ -169,8 +170,22 @@ def _option(word: Word, also: tuple[str, ...]) -> Callable[[Command], Command]:
     names = (word.option, *word.also, *also, word.name)
     if word.type == "unit":
         return click.option(*names, default="layout", callback=_parse_unit, metavar=word.metavar, help=help_text)
-    kind: Any = click.Choice(word.choices) if word.choices else {"number": float, "text": str}[word.type]
+    kind: Any = click.Choice(word.choices) if word.choices else {"number": _Number(), "text": str}[word.type]
     return click.option(*names, type=kind, multiple=word.several, metavar=word.metavar, help=help_text)
+
+
+class _Number(FloatParamType):
+    """A number, whose refusal names a decimal comma."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter:
+            from moge_core.datasets.importers.usual_mistakes import decimal_comma
+
+            if (fix := decimal_comma(value)) is None:
+                raise
+            self.fail(f"{value!r} is no number. {fix}", param, ctx)
 
 
 def _parse_unit(_ctx: click.Context, _param: click.Parameter, text: str) -> float | str | None:

@@ -189,6 +189,28 @@ def test_numbers_that_are_said_twice_are_one_distortion_and_two_are_none(tmp_pat
         parse_intrinsics(write(tmp_path / "a.json", {**named, "dist": [0.1, 0.2, 0, 0, 0]}))
 
 
+@pytest.mark.parametrize(
+    "lens",
+    [
+        {"lens": {"k1": -0.3, "k2": 0.1, "p1": 0.001, "p2": -0.002, "k3": 0.05}},
+        {"brown": {"k1": -0.3, "k2": 0.1, "p1": 0.001, "p2": -0.002, "k3": 0.05}},
+        {"radial": [-0.3, 0.1, 0.05], "tangential": [0.001, -0.002]},
+    ],
+)
+def test_coefficients_in_a_mapping_by_any_name_are_those_of_the_camera_beside_or_around_it(
+    tmp_path: Path, lens: dict[str, Any]
+) -> None:
+    camera = {"fx": 500, "fy": 510, "cx": 320, "cy": 240}
+    assert parse_intrinsics(write(tmp_path / "beside.json", {"camera": camera, **lens})).distortion == BENT
+    assert parse_intrinsics(write(tmp_path / "around.json", {**camera, **lens})).distortion == BENT
+
+
+def test_the_lenses_of_two_cameras_beside_one_are_refused(tmp_path: Path) -> None:
+    content = {"intrinsics": {"K": FLAT}, "left": {"k1": -0.3}, "right": {"k1": -0.2}}
+    with pytest.raises(FormatError, match="one set of distortion"):
+        parse_intrinsics(write(tmp_path / "a.json", content))
+
+
 def test_opencv_reads_the_same_numbers(tmp_path: Path) -> None:
     path = write(tmp_path / "a.yaml", OPENCV_YAML)
     storage = cv2.FileStorage(str(path), cv2.FILE_STORAGE_READ)
@@ -248,6 +270,7 @@ def test_no_distortion_is_none(tmp_path: Path, content: dict[str, Any]) -> None:
         ({"K": FLAT, "D": [0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1]}, "7 numbers"),
         ({"K": FLAT, "camera_model": "fisheye", "D": [0.1, 0.1, 0.1, 0.1, 0.1]}, "k1 to k4"),
         ({"K": FLAT, "k1": 0.1, "xi": 1.2}, "xi"),
+        ({"fx": "500,5", "fy": "500,5", "cx": "320", "cy": "240"}, r"a.json: fx.*500,5"),
         ({"K": FLAT, "D": [float("nan")] * 5}, "finite"),
         ({"intrinsics": [1.1, 500, 510, 320, 240], "camera_model": "omni"}, "omnidirectional"),
         ({"fov": 60, "width": 640, "height": 480}, "which field of view"),
@@ -350,6 +373,18 @@ def test_a_rig_in_one_file_is_never_taken_at_random(tmp_path: Path) -> None:
         import_rgbd_folder(source, tmp_path / "out", intrinsics="rig.json", depth_scale=1000)
     report = import_rgbd_folder(source, tmp_path / "out", intrinsics="rig.json:color", depth_scale=1000)
     assert read_meta(report.out_dir / "0000/meta.json")["intrinsics"][0][0] == pytest.approx(60 / 64)
+
+
+def test_cameras_that_are_named_after_folders_are_those_of_their_images(tmp_path: Path) -> None:
+    rig = {name: {"fx": fx, "fy": fx, "cx": 320, "cy": 240} for name, fx in (("cam0", 500), ("cam1", 600))}
+    file = read_cameras(write(tmp_path / "rig.json", rig))
+    images = [PurePosixPath(f"{camera}/rgb/{number}.png") for camera in rig for number in range(2)]
+    found = file.of_frames(images)
+    assert found is not None
+    assert [found[image].fx for image in images] == [500, 500, 600, 600]  # type: ignore[union-attr]
+    # One folder of one name says nothing, and neither does a rig of which a folder is unknown.
+    assert file.of_frames(images[:2]) is None
+    assert file.of_frames([*images, PurePosixPath("cam2/rgb/0.png")]) is None
 
 
 def test_pictures_of_several_sizes_under_one_camera_are_refused_with_counts(tmp_path: Path) -> None:

@@ -227,3 +227,20 @@ def test_any_layout_pairs_by_truth_or_is_refused(
     assert pairs <= truth
     assert is_mixed or pairs == truth
     assert len({each.instance for each in found.pairs}) == len(pairs)
+
+
+def test_sides_that_count_from_0_and_from_1_are_told() -> None:
+    images = [f"rgb/{number}.png" for number in range(5)]
+    (note,) = pair(images, [f"depth/{number + 1}.png" for number in range(5)]).notes
+    assert "one numbered from 0 and the other from 1" in note
+    assert not pair(images, [f"depth/{number}.png" for number in range(5)]).notes
+    assert not pair(images, [f"depth/{number + 1}.png" for number in range(4)]).notes
+    assert not pair(images, [f"depth/{number}.png" for number in (1, 2, 3, 4, 6)]).notes
+
+
+def test_several_depth_maps_a_frame_that_are_no_kind_by_name_are_listed_to_choose_from() -> None:
+    images = [f"rgb/{number}.png" for number in range(3)]
+    depths = [f"depth_{kind}/{number}.png" for kind in ("filled", "holes") for number in range(3)]
+    with pytest.raises(DatasetError) as refused:
+        pair(images, depths)
+    assert refused.value.fix == "Say which are meant: --depth 'depth_filled/*.png' or --depth 'depth_holes/*.png'."

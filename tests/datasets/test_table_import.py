@@ -247,6 +247,34 @@ def test_missing_columns_are_an_error_that_names_them_and_unknown_ones_a_note(
     assert report.notes == ["These columns are not known and were passed by: pose, colour."]
 
 
+@pytest.mark.parametrize("column", ["depth_scale", "Disparity_Scale"])
+def test_columns_have_the_other_names_of_their_options_too(run: Run, column: str) -> None:
+    np.testing.assert_allclose(depth_of(run({column: 2000})), STORED / 2000, rtol=1e-4)
+    with pytest.raises(DatasetError, match="a column twice"):
+        run({column: 2000, "scale": 1000})
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("distortion", "-0.2 0.1 0 0 0"),
+        ("dist_k1", -0.2),
+        ("D", [-0.2, 0.1, 0, 0]),
+        ("distortion_model", "fisheye"),
+        ("projection", "equirectangular"),
+    ],
+)
+def test_columns_that_speak_of_a_lens_are_never_passed_by(run: Run, column: str, value: object) -> None:
+    with pytest.raises(FormatError, match=f"camera_model, k1.*{column.lower()}"):
+        run({}, {column: value})
+    assert run({column: value}, distortion="ignore").num_written == 1
+
+
+@pytest.mark.parametrize(("column", "value"), [("distortion", "0 0 0 0"), ("dist", 12.5), ("projection", "pinhole")])
+def test_columns_that_speak_of_no_distortion_are_passed_by(run: Run, column: str, value: object) -> None:
+    assert run({column: value}).notes[0] == f"These columns are not known and were passed by: {column}."
+
+
 @pytest.mark.parametrize(
     ("name", "data"),
     [

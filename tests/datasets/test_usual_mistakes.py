@@ -179,6 +179,13 @@ def test_decimal_commas_are_named(source: Path, tmp_path: Path, run: Run) -> Non
         import_table(source / "t.csv", tmp_path / "out")
 
 
+@pytest.mark.parametrize(("option", "fixed"), [("--depth-scale", "0.5"), ("--max-depth", "0.5"), ("--infinite", "0.5")])
+def test_decimal_commas_of_options_are_named(source: Path, tmp_path: Path, option: str, fixed: str) -> None:
+    result = CliRunner().invoke(cli, ["import", "rgbd-folder", str(source), "-o", str(tmp_path / "o"), option, "0,5"])
+    assert result.exit_code == 2
+    assert f"Write decimals with a point: {fixed}." in result.output
+
+
 def test_decimal_commas_of_intrinsics_are_named(source: Path, tmp_path: Path) -> None:
     text = shown("import", "rgbd-folder", source, "-o", tmp_path / "out", "--intrinsics", "40,5;40,5;23,5;15,5",
                  "--depth-scale", "1000")  # fmt: skip

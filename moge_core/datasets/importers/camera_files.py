@@ -67,7 +67,7 @@ class CameraFile:
         return first
 
     def of_frames(self, images: Sequence[PurePosixPath]) -> dict[PurePosixPath, PixelIntrinsics | MoGeError] | None:
-        """The camera of each image that the file names; None where its cameras are not named after images."""
+        """The camera of each image that the file names, by the image or by its folder; None where it names none."""
         if len(self.cameras) < 2:
             return None
         by_name: dict[object, PixelIntrinsics | MoGeError] = {}
@@ -82,7 +82,16 @@ class CameraFile:
             key = next((key for key in frame_keys(image) if key in by_name), None)
             if key is not None:
                 found[image] = by_name[key]
-        return found if len(found) >= max(1, math.ceil(len(images) * _LEAST_SHARE_OF_FRAMES)) else None
+        enough = max(1, math.ceil(len(images) * _LEAST_SHARE_OF_FRAMES))
+        return found if len(found) >= enough else self._of_folders(images)
+
+    def _of_folders(self, images: Sequence[PurePosixPath]) -> dict[PurePosixPath, PixelIntrinsics | MoGeError] | None:
+        """The camera of each image of a rig with a folder a camera; None where it is not so for all of them."""
+        names = {image: set(self.cameras).intersection(image.parent.parts) for image in images}
+        # One folder alone may be called so for what it holds, as color beside depth.
+        if any(len(found) != 1 for found in names.values()) or len(set().union(*names.values())) < 2:
+            return None
+        return {image: self.cameras[found.pop()] for image, found in names.items()}
 
 
 def parse_intrinsics(

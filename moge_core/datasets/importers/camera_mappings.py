@@ -13,6 +13,7 @@ import numpy as np
 from moge_core.datasets.importers.distortion_mappings import COEFFICIENT_LISTS, distortion_in, says_of_lens
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics, checked_intrinsics, intrinsics_from_matrix
 from moge_core.datasets.importers.mapping_values import as_floats, as_number, as_pair, plain_keys, plain_name
+from moge_core.datasets.importers.usual_mistakes import decimal_comma
 from moge_core.errors import FormatError, InputError, MoGeError
 
 Cameras: TypeAlias = dict[str, PixelIntrinsics | MoGeError]
@@ -139,7 +140,7 @@ def _goes_down(key: str, value: Any) -> bool:
     """Whether what stands here is said of the cameras below: their distortion, model and size."""
     if isinstance(value, int | float | str) and key in {*_WIDTH, *_HEIGHT, _DEPTH_SCALE_OF_ALL}:
         return True
-    return (says_of_lens(key) and key not in _MATRIX) or (key in _SIZE and as_pair(value) is not None)
+    return (says_of_lens(key, value) and key not in _MATRIX) or (key in _SIZE and as_pair(value) is not None)
 
 
 def _is_camera(node: Mapping[str, Any]) -> bool:
@@ -169,9 +170,12 @@ def _camera(
     """The camera of a mapping with plain keys.
 
     Raises:
-        FormatError: distortion that cannot be read, a matrix that is none, skew.
+        FormatError: distortion that cannot be read, a matrix that is none, skew, a number with a decimal comma.
         InputError: focal lengths that are no pixels, or a field of view without a size.
     """
+    for key in (*_FOCAL_X, *_FOCAL_Y, *_CENTRE_X, *_CENTRE_Y):
+        if (fix := decimal_comma(node.get(key))) is not None:
+            raise FormatError(f"{where}: {key}", "must be a number", found=repr(node[key]), fix=fix)
     size = _size(node) or _size(context)
     camera = _pinhole(node, where, said_size or size)
     distortion, notes = distortion_in({**context, **node}, where)

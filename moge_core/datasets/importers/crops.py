@@ -188,10 +188,10 @@ def _cropped(
             f" {place.column} and {place.row} from cx and cy."
         )
     else:
-        sign = -1 if pixels < 0 else 1
+        sign, cut = (-1, "the depth map") if pixels < 0 else (1, "it")
         fix = (
-            f"Import with --depth-at {sign * place.column},{sign * place.row}, and intrinsics of the whole image; it is"
-            " cropped alike. If it is no crop, resize the images to the size of their depth before the import."
+            f"Import with --depth-at {sign * place.column},{sign * place.row}, and intrinsics of the whole image; {cut}"
+            " is cropped alike. If it is no crop, resize the images to the size of their depth before the import."
         )
     return InstanceError(record.image.path, "image and depth map must show the same field", found=found, fix=fix)
 
@@ -228,7 +228,8 @@ def _of_other_shape(parts: Parts, record: Record, edges: EdgesOfDepth) -> Instan
     if place is not None and place.fit >= LEAST_FIT and abs(pixels) == 1:
         column, row = pixels * place.column, pixels * place.row
         found += f"; by their edges the first pixel of the depth map lies at {column},{row} of the image"
-        fix = f"Import with --depth-at {column},{row}, and intrinsics of the whole image; it is cropped alike."
+        cropped = "it" if pixels > 0 else "the depth map"
+        fix = f"Import with --depth-at {column},{row}, and intrinsics of the whole image; {cropped} is cropped alike."
     elif all(part <= whole for part, whole in zip(depth, image, strict=True)):
         fix += " If depth is a crop of the image, say where its first pixel lies in it: --depth-at X,Y."
     rule = "image and depth map must have the same size, or at least the same shape"

@@ -91,15 +91,16 @@ def _gather(
         elif key in _VAGUE_MODEL and isinstance(value, str) and _names_a_model(value):
             names.append(value)
         elif (match := _COEFFICIENT.fullmatch(key)) and (number := as_number(value)) is not None:
-            named[match[1].replace("tau", "t")] = number
+            _name(match[1].replace("tau", "t"), number, named, where)
         elif key in (*_RADIAL, *_TANGENTIAL):
             numbers = as_floats(value) or []
             if len(numbers) <= _MOST_RADIAL:
                 letter = "k" if key in _RADIAL else "p"
-                named.update({f"{letter}{index}": number for index, number in enumerate(numbers, 1)})
+                for index, number in enumerate(numbers, 1):
+                    _name(f"{letter}{index}", number, named, where)
             elif key not in _OF_MATRICES_TOO or len(numbers) == 5:
                 _add_list(numbers, listed, where)
-        elif key.startswith("lens") and isinstance(value, Mapping):
+        elif isinstance(value, Mapping) and (key.startswith("lens") or _is_all_of_lens(value)):
             _gather(_of_distortion(value), names, named, listed, where)
         elif _speaks_of_distortion(key) and value not in (None, "", [], {}) and not isinstance(value, bool):
             _gather_distortion(key, value, names, named, listed, where)
@@ -129,6 +130,15 @@ def _of_distortion(value: Mapping[str, Any]) -> dict[str, Any]:
     return {"coeffs" if key in _NESTED_LISTS else key: item for key, item in inner.items() if key not in _VAGUE_MODEL}
 
 
+def _name(name: str, number: float, named: dict[str, float], where: object) -> None:
+    # Two lenses beside one camera: nobody knows whose is meant.
+    if named.get(name) and number and named[name] != number:
+        raise FormatError(
+            where, "must have one set of distortion coefficients", found=f"{name} {named[name]} and {number}"
+        )
+    named[name] = number or named.get(name, 0.0)
+
+
 def _add_list(numbers: list[float], listed: list[float], where: object) -> None:
     if any(listed) and any(numbers) and listed != numbers:
         raise FormatError(where, "must have one set of distortion coefficients", found=f"{listed} and {numbers}")
@@ -140,9 +150,19 @@ def _names_a_model(value: str) -> bool:
     return any(word in plain_name(value) for word in _LENS_WORDS)
 
 
-def says_of_lens(key: str) -> bool:
-    """Whether a plain name is of a coefficient, of distortion, or of a camera's model."""
-    return key in MODEL_NAMES or key == "isfisheye" or _speaks_of_distortion(key) or bool(_COEFFICIENT.fullmatch(key))
+def says_of_lens(key: str, value: Any) -> bool:
+    """Whether a plain name is of a coefficient, of distortion, or of a camera's model, or all that stands under it."""
+    if key in MODEL_NAMES or key == "isfisheye" or _speaks_of_distortion(key) or _COEFFICIENT.fullmatch(key):
+        return True
+    if isinstance(value, Mapping):
+        return _is_all_of_lens(value)
+    return key in (*_RADIAL, *_TANGENTIAL) and key not in _OF_MATRICES_TOO
+
+
+def _is_all_of_lens(value: Mapping[str, Any]) -> bool:
+    """Whether a mapping by any name has coefficients, and is no camera by itself."""
+    plain = plain_keys(value)
+    return as_number(plain.get("k1")) is not None and not any(key.startswith("f") or key == "k" for key in plain)
 
 
 def _speaks_of_distortion(key: str) -> bool:

@@ -39,6 +39,9 @@ from moge_core.datasets.importers.instance_names import InstanceNames, made_uniq
 from moge_core.datasets.importers.stamps import TimePairs, pair_by_time, stamp_of
 from moge_core.errors import DatasetError
 
+# So many patterns are offered at most.
+_MOST_CHOICES = 4
+
 Key: TypeAlias = tuple[Shape, tuple[str, ...]]
 """The words and signs that are left of a shape, and the numbers at its signs."""
 
@@ -179,6 +182,12 @@ class _Matching:
             ]
         )
         paired = {path for pair in pairs for path in (pair.image, pair.depth)}
+        if not self.listed.pairs and _count_from_other_numbers(images, depths):
+            self.notes.append(
+                "Both sides are as many, one numbered from 0 and the other from 1: if their first files are one frame,"
+                " all pairs are of neighbouring frames. Rename one side then, or name the pairs in a table for"
+                " `moge import table`."
+            )
         return Pairing(
             sorted(pairs, key=lambda pair: pair.instance),
             sorted(name.path for name in images if name.path not in paired),
@@ -195,6 +204,11 @@ class _Matching:
                 f" scenes, say so with both {image} and {depth}: what * matches is compared then."
             )
             return hint
+        sides = (image, self.lone_images, self.lone_depths), (depth, self.lone_depths, self.lone_images)
+        for option, names, others in sides:
+            families = sorted({family(name.path) for name in names})
+            if 1 < len(families) <= _MOST_CHOICES and len(names) == len(families) * len(others):
+                return f"Say which are meant: {_choices(option, families)}."
         return (
             "Rename them so that both carry the same frame number; narrow"
             f" {image} and {depth} where other files were caught, or give both: what * matches in them is compared."
@@ -288,7 +302,7 @@ class _Matching:
         for side, group, option in zip(("images", "depth maps"), (images, depths), self.options, strict=True):
             if len(group) > 1:
                 families = sorted({family(name.path) for name in group})
-                choices = " or ".join(f"{option} '{each}'" for each in families[:4])
+                choices = _choices(option, families[:_MOST_CHOICES])
                 raise DatasetError(
                     " and ".join(str(name.path) for name in group[:3]),
                     f"must be told apart by folder or frame number, because {side} are paired by them",
@@ -344,6 +358,24 @@ class _Matching:
 def _has_two_texts_for_a_folder(names: Iterable[Name]) -> bool:
     texts = {text for name in names for text in name.numbers[: count_of_folder_numbers(name.shape)]}
     return len({normal_number(text, exact_fraction=False) for text in texts}) < len(texts)
+
+
+def _count_from_other_numbers(images: Sequence[Name], depths: Sequence[Name]) -> bool:
+    """Whether one side is numbered 0, 1, 2 to the end and the other 1, 2, 3."""
+    sides = [sorted({int(name.numbers[-1]) for name in side if _is_plain(name)}) for side in (images, depths)]
+    first, second = sides
+    if not (len(first) == len(images) == len(second) == len(depths) > 1):
+        return False
+    is_whole = all(side[-1] - side[0] == len(side) - 1 for side in sides)
+    return is_whole and {first[0], second[0]} == {0, 1}
+
+
+def _is_plain(name: Name) -> bool:
+    return bool(name.numbers) and name.numbers[-1].isdecimal()
+
+
+def _choices(option: str, families: Sequence[str]) -> str:
+    return " or ".join(f"{option} '{each}'" for each in families)
 
 
 def _neighbours(pair: tuple[Name, Name], times: TimePairs) -> DatasetError:

@@ -33,8 +33,10 @@ from typing import Any, Unpack
 
 from moge_core.datasets.importers.calls import repeatable
 from moge_core.datasets.importers.distortion import COEFFICIENTS, distortion_of
+from moge_core.datasets.importers.distortion_mappings import says_of_lens
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics, intrinsics_from_matrix
 from moge_core.datasets.importers.map_files import read_mask_file, read_normal_file, read_segmentation_file
+from moge_core.datasets.importers.mapping_values import as_floats, plain_name
 from moge_core.datasets.importers.records import ImportOptions, ImportSettings, Record, Stored, StoredDepth
 from moge_core.datasets.importers.usual_mistakes import decimal_comma, found_file, why_missing
 from moge_core.datasets.importers.vocabulary import WORDS, GivenValues, Word, parse_unit
@@ -59,6 +61,12 @@ OPTIONAL = (
     "mask",
     "segmentation",
 )
+
+_KNOWN = frozenset({*NEEDED, *OPTIONAL})
+# Other spellings that options have: depth_scale and disparity_scale are scale.
+_SAME_COLUMN = {other.removeprefix("--").replace("-", "_"): word.name for word in WORDS for other in word.also}
+# A list of so many numbers under a name that speaks of a lens is one of coefficients.
+_LEAST_COEFFICIENTS = 4
 
 _DELIMITERS = {".csv": ",;\t", ".tsv": "\t", ".txt": ",;\t"}
 _JSON_SUFFIXES = frozenset({".jsonl", ".ndjson"})
@@ -90,9 +98,11 @@ def import_table(
     # Two passes, so that a table of a million rows is never held: the first looks at the columns.
     table = _Table.read(path)
     columns: dict[str, None] = {}
+    of_lenses: dict[str, None] = {}
     num_rows = 0
     for row in table.rows():
         columns |= dict.fromkeys(row.values)
+        of_lenses |= dict.fromkeys(column for column, value in row.values.items() if _is_unread_lens(column, value))
         num_rows += 1
     missing = [column for column in NEEDED if column not in columns]
     if missing:
@@ -101,7 +111,14 @@ def import_table(
             f"must have the columns {', '.join(NEEDED)}",
             found=f"no {', '.join(missing)} among {', '.join(columns) or 'none'}",
         )
-    unknown = [column for column in columns if column not in {*NEEDED, *OPTIONAL}]
+    unknown = [column for column in columns if column not in _KNOWN]
+    if of_lenses and settings.distortion != "ignore":
+        raise FormatError(
+            path,
+            f"must say distortion in the columns camera_model, {', '.join(_COEFFICIENTS)}",
+            found=", ".join(of_lenses),
+            fix="Rename these columns, or say --distortion ignore if the pictures were undistorted already.",
+        )
     notes = [f"These columns are not known and were passed by: {', '.join(unknown)}."] if unknown else []
     return run_import(
         IMPORTER,
@@ -166,7 +183,8 @@ def _json_rows(text: str) -> Iterator[_Row]:
             yield _Row(number, line, {}, f"no JSON: {error}")
             continue
         if isinstance(values, dict):
-            yield _Row(number, line, {key.strip().lower(): value for key, value in values.items()})
+            named = {_column(key): value for key, value in values.items()}
+            yield _Row(number, line, named, "" if len(named) == len(values) else "a column twice, by two names")
         else:
             yield _Row(number, line, {}, "no JSON object")
 
@@ -191,7 +209,7 @@ def _csv_rows(text: str, path: Path, delimiters: str) -> Iterator[_Row]:
         if not any(value.strip() for value in values):
             continue
         if columns is None:
-            columns = [value.strip().lower() for value in values]
+            columns = [_column(value) for value in values]
             repeated = sorted({column for column in columns if columns.count(column) > 1})
             if repeated:
                 raise FormatError(path, "must name each column once", found=f"{', '.join(repeated)} twice")
@@ -206,6 +224,24 @@ def _csv_rows(text: str, path: Path, delimiters: str) -> Iterator[_Row]:
     if not number:
         # A table without rows still has columns to check.
         yield _Row(0, 1, dict.fromkeys(columns or (), ""), "a table without rows")
+
+
+def _column(name: str) -> str:
+    """A column by the name that is used here."""
+    name = name.strip().lower()
+    return _SAME_COLUMN.get(name, name)
+
+
+def _is_unread_lens(column: str, value: Any) -> bool:
+    """Whether a column that is not read says that pictures are distorted."""
+    if column in _KNOWN or not says_of_lens(plain_name(column), None):
+        return False
+    numbers = as_floats(value)
+    if numbers is not None:
+        # A single number by so short a name as d is a distance as often.
+        is_certain = len(numbers) >= _LEAST_COEFFICIENTS or "distort" in column or column[-1:].isdigit()
+        return is_certain and any(numbers)
+    return isinstance(value, str) and bool(value.strip()) and distortion_of([value], {}, (), column)[0] is not None
 
 
 def _records(path: Path, rows: Iterable[_Row], given: GivenValues) -> Iterator[Record | Finding]:

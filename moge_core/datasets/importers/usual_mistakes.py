@@ -67,17 +67,11 @@ def for_turned_image(camera: PixelIntrinsics, image: tuple[int, int], said_by: s
         said_by: by what a user says that they are right as they are, see `Record.size_is_said_by`.
     """
     assert camera.size is not None
-    width, height = camera.size
-    found = f"intrinsics for {width}x{height}"
+    found = f"intrinsics for {camera.size[0]}x{camera.size[1]}"
     if _is_centre(camera, image) and not _is_centre(camera, camera.size):
         fix = f"Their principal point is the centre of {image[0]}x{image[1]}: say the width before the height."
     else:
-        clockwise = (camera.fy, camera.fx, height - 1 - camera.cy, camera.cx)
-        counter = (camera.fy, camera.fx, camera.cy, width - 1 - camera.cx)
-        fix = (
-            f"Turned with the picture by 90 degrees fx,fy,cx,cy are {_listed(clockwise)} if that is clockwise, and"
-            f" {_listed(counter)} if it is counter-clockwise."
-        )
+        fix = _turned(camera, camera.size)
         if said_by:
             fix += f" If they are right as they are, say that they refer to {image[0]}x{image[1]} ({said_by})."
     rule = f"must refer to images that lie like these, {image[0]}x{image[1]}"
@@ -97,6 +91,7 @@ def off_centre(camera: PixelIntrinsics, size: tuple[int, int], said_by: str) -> 
         return (
             f"The principal point ({camera.cx:g}, {camera.cy:g}) is the centre of {height}x{width}, and the intrinsics"
             f" were taken as of {width}x{height}: they seem to be those of the picture on its side."
+            f" {_turned(camera, (height, width))}"
         )
     centre = f"({(camera.cx + 0.5) / width:.2f}, {(camera.cy + 0.5) / height:.2f})"
     told = f"The principal point is at {centre} of the image, far from its centre."
@@ -225,6 +220,17 @@ def _cause(name: str, part: Stored, record: Record, error: MoGeError) -> tuple[s
         if str(error.found).startswith("16-bit"):
             return _picture(head), "Depth is one channel of 16 bits; three that differ are colours."
     return None
+
+
+def _turned(camera: PixelIntrinsics, size: tuple[int, int]) -> str:
+    """What intrinsics for pictures of this size (width, height) become when the pictures are turned."""
+    width, height = size
+    clockwise = (camera.fy, camera.fx, height - 1 - camera.cy, camera.cx)
+    counter = (camera.fy, camera.fx, camera.cy, width - 1 - camera.cx)
+    return (
+        f"Turned with the picture by 90 degrees fx,fy,cx,cy are {_listed(clockwise)} if that is clockwise, and"
+        f" {_listed(counter)} if it is counter-clockwise."
+    )
 
 
 def _is_centre(camera: PixelIntrinsics, size: tuple[int, int], near: float = _CENTRED) -> bool:
