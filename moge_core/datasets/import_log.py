@@ -152,7 +152,7 @@ def _event(line: Any) -> ImportEvent:
         options=dict(line.get("options", {})),
         instances=int(line.get("instances", 0)),
         written=int(line.get("written", 0)),
-        num_skipped=len(line.get("skipped", ())),
+        num_skipped=int(line.get("num_skipped", len(line.get("skipped", ())))),
         asked=dict(line.get("asked") or {}),
         command=line.get("command"),
         sample={str(name): _pair(pair) for name, pair in line.get("sample", {}).items()},

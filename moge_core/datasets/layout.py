@@ -27,6 +27,8 @@ from moge_core.errors import DatasetError, InputError, InstanceError, MissingInd
 IMAGE_NAME = "image.jpg"
 DEPTH_NAME = "depth.png"
 META_NAME = "meta.json"
+POSE_KEYS = ("pose", "camera_to_world", "cam2world")
+"""Keys of meta.json under which a pose may stand: camera to world, (4, 4), OpenCV axes."""
 NORMAL_NAME, MASK_NAME, SEGMENTATION_NAME = "normal.png", "mask.png", "segmentation.png"
 INDEX_NAME, TRAIN_NAME, VALIDATION_NAME = ".index.txt", ".train.txt", ".val.txt"
 LIST_NAMES = (INDEX_NAME, TRAIN_NAME, VALIDATION_NAME)

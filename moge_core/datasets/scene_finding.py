@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moge_core.datasets.frame_names import FrameName, parse_frame_name
-from moge_core.datasets.layout import META_NAME
+from moge_core.datasets.layout import META_NAME, POSE_KEYS
 from moge_core.datasets.likeness import MAX_PICTURES, are_neighbours_alike, group_near_equal
 from moge_core.datasets.video import Video, order_by_distance, order_by_names
 
@@ -40,7 +40,6 @@ _MAX_FOLDERS_ASKED = 64
 _MAX_RECORDS = 200_000
 _MAX_META_BYTES = 1 << 20
 _PART = re.compile(r"(?:part|chunk|batch|shard|split)?[-_ ]?\d+", re.IGNORECASE)
-_POSE_KEYS = ("pose", "camera_to_world", "cam2world")
 # What most means: of names that have a number, of frames that follow each other at the same distance.
 _MOST, _HALF = 0.9, 0.5
 # Frames of a video with stamps are at most this far apart, in the median.
@@ -291,7 +290,7 @@ def _source_name(image: str) -> FrameName:
 
 
 def _centre_of(meta: Mapping[str, Any]) -> npt.NDArray[np.float64] | None:
-    value = next((meta[key] for key in _POSE_KEYS if key in meta), None)
+    value = next((meta[key] for key in POSE_KEYS if key in meta), None)
     try:
         pose = np.asarray(value, np.float64)
     except (TypeError, ValueError):

@@ -17,8 +17,8 @@ import pytest
 from click.testing import CliRunner
 
 from moge_core.cli import cli
-from moge_core.datasets import import_arrays, import_rgbd_folder, import_table, index_dataset
-from moge_core.datasets.importers import ImportReport
+from moge_core.datasets import import_arrays, import_rgbd_folder, import_table, index_dataset, read_import_log
+from moge_core.datasets.importers import ImportReport, writing
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics
 from moge_core.datasets.importers.records import ImportSettings, Record, Stored, StoredDepth
 from moge_core.datasets.importers.writing import run_import
@@ -421,3 +421,30 @@ def test_a_note_of_a_beginning_import_that_leads_out_of_the_dataset_is_refused(t
     with pytest.raises(DatasetError, match="link"):
         import_folder(make_sequence(tmp_path / "source", 1), out)
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_unit_that_was_said_goes_when_it_is_said_no_more(tmp_path: Path) -> None:
+    source = make_sequence(tmp_path / "a", 1, 2)
+    for name in ("0", "1"):
+        depth = cv2.imread(str(source / "depth" / f"{name}.png"), cv2.IMREAD_UNCHANGED)
+        np.save(source / "depth" / f"{name}.npy", 1000 / depth.astype(np.float32))
+        (source / "depth" / f"{name}.png").unlink()
+    options = {"depth_scale": None, "kind": "inverse"}
+    for said, unit in (({"depth_unit": 1.0}, 1.0), ({}, None), ({"depth_unit": 1.0}, 1.0)):
+        report = import_folder(source, tmp_path / "out", **options, **said)
+        assert (report.num_written, report.depth_unit) == (2, unit)
+        assert read_meta(tmp_path / "out/0/meta.json").get("depth_unit") == unit
+        assert import_folder(source, tmp_path / "out", **options, **said).num_written == 0
+
+
+def test_the_log_names_some_of_many_skipped_frames_and_counts_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "_MOST_LOGGED", 3)
+    source = make_sequence(tmp_path / "a", 1)
+    for number in range(1, NUM_FRAMES):
+        (source / "depth" / f"{number}.png").unlink()
+    import_folder(source, tmp_path / "out")
+    (event,), _ = read_import_log(tmp_path / "out")
+    line = json.loads((tmp_path / "out/.moge/import.jsonl").read_text())
+    assert (event.num_skipped, len(line["skipped"])) == (NUM_FRAMES - 1, 3)

@@ -302,6 +302,16 @@ def test_sky_and_the_background_of_a_single_thing_are_no_fault(scenes: Scenes) -
     assert not told(thing.astype(np.float32)).suspicions
 
 
+def test_depth_that_was_divided_by_its_greatest_value_gets_no_unit_and_a_table_top_that_ends_at_a_metre_keeps_it() -> (
+    None
+):
+    z = np.linspace(1, 4, 120 * 160).reshape(120, 160)
+    inverse = (1 / z / (1 / z).max()).astype(np.float32)
+    assert told(inverse).is_relative and of(told(inverse), "--kind inverse")
+    top = (np.rint(np.linspace(400, 1000, 120 * 160)) / 1000).reshape(120, 160).astype(np.float32)
+    assert not told(top).is_relative and not told(top).suspicions
+
+
 def test_negative_values_are_counted_and_depth_behind_the_camera_is_named() -> None:
     z = np.linspace(1, 4, 120 * 160).reshape(120, 160).astype(np.float32)
     few = z.copy()
@@ -309,6 +319,7 @@ def test_negative_values_are_counted_and_depth_behind_the_camera_is_named() -> N
     assert told(few).shares["negative"] == pytest.approx(0.15, abs=0.01)
     assert not told(few).suspicions and "negative" not in told(np.where(np.isinf(few), -1, few), invalid=(-1.0,)).shares
     assert of(told(-z), "negate them")
+    assert len(told(np.where(z > 3, np.float32(-1), -z)).suspicions) == 1, "no constant of it is offered besides"
 
 
 @pytest.mark.parametrize(("most", "dtype"), [(1.0, "f4"), (1.0, "f8"), (255.0, "f4"), (65535.0, "u2")])

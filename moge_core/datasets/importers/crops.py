@@ -253,11 +253,19 @@ def _shared_pixels(
 def _cut_alike(
     values: npt.NDArray[Any], image: tuple[int, int], depth: tuple[int, int], at: tuple[int, int]
 ) -> npt.NDArray[Any]:
-    """A further map, cut as what it has the size of; of another size it is left, and refused where it does not fit."""
+    """A further map, cut as what it has the size of.
+
+    Raises:
+        InstanceError: it has another size.
+    """
     of_image, of_depth = _shared_pixels(image, depth, at)
     own = (values.shape[1], values.shape[0])
     cut = of_depth if own == depth else of_image if own == image else None
-    return values if cut is None else np.ascontiguousarray(values[cut])
+    if cut is None:
+        found = f"{_size(own)} beside an image of {_size(image)} and depth of {_size(depth)}"
+        fix = "Bring it to the size of the image or of the depth map before the import."
+        raise InstanceError("--depth-at", "cuts maps of the size of the image or of depth", found=found, fix=fix)
+    return np.ascontiguousarray(values[cut])
 
 
 def _camera_of_crop(

@@ -23,7 +23,7 @@ from moge_core.datasets.importers.intrinsics import PixelIntrinsics
 from moge_core.datasets.importers.records import ImportSettings, Record, StoredDepth, finding_of
 from moge_core.datasets.importers.reports import ImportReport, median
 from moge_core.datasets.importers.shared_cameras import check_one_size
-from moge_core.datasets.importers.stored_values import StoredValues
+from moge_core.datasets.importers.stored_values import StoredValues, sampled
 from moge_core.datasets.importers.told import ToldOfAll
 from moge_core.datasets.layout import Finding
 from moge_core.errors import DatasetError, InputError, MoGeError
@@ -223,7 +223,7 @@ def _look(record: Record, settings: ImportSettings, looks: _Looks, *, show: bool
     for what, size in parts.told.sizes.items():
         looks.sizes.setdefault(what, Counter())[size] += 1
     if parts.stored is not None and parts.meaning is not None:
-        looks.maps.append(parts.stored)
+        looks.maps.append(sampled(parts.stored))
         looks.meaning = parts.meaning
     looks.names.append(record.name)
     looks.cameras[_camera_text(parts)] += 1

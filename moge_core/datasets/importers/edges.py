@@ -1,7 +1,7 @@
 """Where the edges of a depth map fit into a picture: which way the picture is turned, and which part of it depth shows.
 
-The measure is the one of the rule `registered`, see `validation.geometry`. A true fit of real frames has a correlation
-of 0.25 to 0.6, one that is turned, mirrored or of another field stays below 0.2.
+The measure is the one of the rule `registered`, see `validation.registration`. A true fit of real frames has a
+correlation of 0.25 to 0.6, one that is turned, mirrored or of another field stays below 0.2.
 """
 
 from __future__ import annotations

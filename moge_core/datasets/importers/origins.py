@@ -111,6 +111,8 @@ class Origins:
         }
         if self.identity is not None:
             origin["from"] = self.identity
+        if record.unit_is_said:
+            origin["unit"] = "said"
         if record.pose is not None:
             origin["pose"] = _digest(repr([float(number) for number in record.pose]))
         return origin
@@ -145,6 +147,8 @@ class Origins:
         wanted = {name: text for name, text in origin.items() if not (lacks_pose and name == "pose")}
         # A unit that values did not show is there since the user says it.
         as_said = not record.unit_is_said or meta.get("depth_unit") == record.depth_unit
+        if "unit" not in existing:  # made before that was remembered
+            wanted.pop("unit", None)
         is_current = existing == wanted and complete and as_said and changed <= path.stat().st_mtime_ns
         return Standing(meta, data.decode("utf-8-sig"), is_current, lacks_pose and is_current)
 

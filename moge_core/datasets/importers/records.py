@@ -229,7 +229,7 @@ class ImportSettings:
             negative if the image is a crop of depth.
         values: what the user says of stored values.
         prune: remove the instances that an earlier import of this source left and this one does not make.
-        dry_run: write nothing into the dataset; tell what was understood instead, see `dry_run.understood`.
+        dry_run: write nothing into the dataset; tell what was understood instead, see `dry_run.understand`.
         dry_run_picture: where the picture of a dry run goes; by default into the system's folder of temporary files.
     """
 

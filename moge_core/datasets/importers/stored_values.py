@@ -83,7 +83,7 @@ class StoredValues:
     @classmethod
     def of(cls, maps: Sequence[npt.NDArray[Any]]) -> StoredValues:
         """Look at some maps (H, W) of numbers; at least one, none without pixels."""
-        grids = [_grid(values) for values in maps]
+        grids = [sampled(values) for values in maps]
         pixels = np.concatenate([grid.ravel().astype(np.float64) for grid in grids])
         finite = pixels[np.isfinite(pixels) & (pixels != 0)]
         distinct, counts = np.unique(finite, return_counts=True)
@@ -145,9 +145,10 @@ class StoredValues:
         return f"{value} is the value of {constant.share:.1%} of the pixels ({places}); {remedy}"
 
 
-def _grid(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def sampled(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Some pixels of a map (H, W), evenly spread, as many as are looked at; a copy, so that the map can go."""
     every = max(1, math.ceil(math.sqrt(values.size / _MOST_PIXELS)))
-    return values[::every, ::every]
+    return values[::every, ::every].copy()
 
 
 def _quantiles(values: npt.NDArray[np.float64]) -> list[float]:

@@ -173,8 +173,9 @@ def _is_relative(stored: Map, meaning: StoredDepth, record: Record, told: Told) 
         # Sensors fill regions with 0 and 65535; a normalised picture has few pixels at its ends.
         second = float(finite[finite < greatest].max())
         whole = whole and max(at_top, at_bottom) < 0.002 and second > 0.98 * greatest
-    # Divided by its far plane, depth has a wall of ones and need not begin at zero.
-    if not whole and not (greatest == 1.0 and at_top > _LEAST_REGION):
+    # Divided by its far plane or by its greatest value, depth ends at one and need not begin at zero. Depth of a table
+    # top may end there too, but is measured in whole millimetres then.
+    if not whole and not (greatest == 1.0 and (at_top > _LEAST_REGION or not _are_millimetres(finite))):
         return False
     if record.depth_unit is None or not record.is_metric:
         return False
@@ -191,6 +192,11 @@ def _is_relative(stored: Map, meaning: StoredDepth, record: Record, told: Told) 
         " --kind inverse if near is large."
     )
     return not said
+
+
+def _are_millimetres(metres: Map) -> bool:
+    thousands = 1000 * metres.astype(np.float64)
+    return bool((np.abs(thousands - np.rint(thousands)) < 1e-3).mean() > 0.99)
 
 
 def _look_at_signs(grid: Map, meaning: StoredDepth, told: Told) -> None:
@@ -229,7 +235,7 @@ def _sentinel(grid: Map, meaning: StoredDepth, unit: float | None) -> Any:
     value = values.max()
     others = values[values < value]
     count = values.size - others.size
-    if not others.size or count < _LEAST_REGION * grid.size:
+    if not others.size or value <= meaning.offset or count < _LEAST_REGION * grid.size:
         return None
     own, next_to = float(value) - meaning.offset, float(others.max()) - meaning.offset
     num_below = int(np.count_nonzero(others >= value * 0.95))

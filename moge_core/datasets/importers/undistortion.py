@@ -419,7 +419,7 @@ def _outside(x: npt.NDArray[np.float32], y: npt.NDArray[np.float32], size: tuple
     return ~((x > -0.5 - slack) & (x < width - 0.5 + slack) & (y > -0.5 - slack) & (y < height - 0.5 + slack))
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=8)
 def _places(
     camera: PixelIntrinsics, pinhole: PixelIntrinsics
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:

@@ -45,6 +45,8 @@ from moge_core.io.files import write_bytes
 __all__ = ["ImportReport", "Repeatable", "check_folders", "run_import"]
 
 _REPLACED_NAME = "replaced_meta.jsonl"
+# Skipped frames that a line of the log tells one by one: every import reads the whole log.
+_MOST_LOGGED = 10_000
 
 
 @dataclass(frozen=True)
@@ -395,7 +397,11 @@ def _append_log(
         versions=_versions(),
         sample=digests,
         notes=report.notes,
-        skipped=[{"file": finding.instance, "why": finding.evidence, "fix": finding.fix} for finding in report.skipped],
+        num_skipped=len(report.skipped),
+        skipped=[
+            {"file": finding.instance, "why": finding.evidence, "fix": finding.fix}
+            for finding in report.skipped[:_MOST_LOGGED]
+        ],
     )
 
 

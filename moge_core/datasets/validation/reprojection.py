@@ -15,13 +15,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from moge_core.datasets.layout import META_NAME, Finding
+from moge_core.datasets.layout import META_NAME, POSE_KEYS, Finding
 from moge_core.datasets.manifest import InstanceRecord
 from moge_core.datasets.validation.instance import finding_of
 from moge_core.datasets.validation.settings import ValidationSettings
 from moge_core.errors import MoGeError
 
-_POSE_KEYS = ("pose", "camera_to_world", "cam2world")
 _PAIRS_OF_SCENE = 8
 _LEAST_SEEN = 500
 
@@ -276,7 +275,7 @@ def pose_of(root: Path, instance: str) -> npt.NDArray[np.float64] | None:
         meta = read_meta(root / instance / META_NAME)
     except (MoGeError, OSError):
         return None
-    value = next((meta[key] for key in _POSE_KEYS if key in meta), None)
+    value = next((meta[key] for key in POSE_KEYS if key in meta), None)
     try:
         pose = np.asarray(value, np.float64)
     except (TypeError, ValueError):
