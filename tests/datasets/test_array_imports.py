@@ -186,6 +186,25 @@ def test_names_and_meanings_can_be_said(tmp_path: Path) -> None:
     check_is_plane(inverse.out_dir / "b")
 
 
+def test_the_name_of_an_array_tells_its_kind_and_what_it_cannot_tell_is_said(tmp_path: Path) -> None:
+    z = frames()["depths"][0]
+    rays = z * np.linalg.norm(
+        np.stack(
+            [*np.meshgrid((np.arange(W) - K[0, 2]) / K[0, 0], (np.arange(H) - K[1, 2]) / K[1, 1]), np.ones((H, W))]
+        ),
+        axis=0,
+    )
+    named = {"rgb": picture(W, H), "K": K, "ray_distance": rays.astype(np.float32), "obs_disparity": 30 / z}
+    source = save(tmp_path / "a.npz", named)
+    report = import_arrays(source, tmp_path / "ray", depth_key="ray_distance")
+    check_is_plane(report.out_dir / "a")
+    assert any("kind ray" in note for note in report.notes)
+    as_z = import_arrays(source, tmp_path / "z", depth_key="obs_disparity")
+    assert any("--kind disparity --baseline METRES" in note for note in as_z.notes)
+    said = import_arrays(source, tmp_path / "said", depth_key="ray_distance", kind="z")
+    assert not any("named" in note for note in said.notes)
+
+
 def test_integers_are_millimetres_unless_told_and_that_is_said(tmp_path: Path) -> None:
     arrays = {**frames(), "depths": np.round(1000 * frames()["depths"]).astype(np.uint16)}
     report = import_arrays(save(tmp_path / "a.npz", arrays), tmp_path / "out")

@@ -23,7 +23,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias, Unpack
 
 import numpy as np
@@ -33,7 +33,9 @@ from moge_core.datasets.importers.array_sources import SUFFIXES, ArrayInfo, Arra
 from moge_core.datasets.importers.calls import repeatable
 from moge_core.datasets.importers.camera_files import parse_intrinsics
 from moge_core.datasets.importers.distortion import Distortion, distortion_of
+from moge_core.datasets.importers.frame_layouts import told_by_name
 from moge_core.datasets.importers.intrinsics import PixelIntrinsics, intrinsics_from_matrix
+from moge_core.datasets.importers.passed_by import kind_by_names
 from moge_core.datasets.importers.records import (
     ImportOptions,
     ImportSettings,
@@ -45,6 +47,7 @@ from moge_core.datasets.importers.records import (
 )
 from moge_core.datasets.importers.shared_cameras import check_sizes
 from moge_core.datasets.importers.source_files import each_once, walk
+from moge_core.datasets.importers.vocabulary import DepthKind
 from moge_core.datasets.importers.writing import ImportReport, check_folders, run_import
 from moge_core.datasets.layout import Finding, Progress
 from moge_core.errors import DatasetError, FormatError, MoGeError
@@ -111,7 +114,7 @@ def import_arrays(
         "intrinsics": intrinsics_key,
         "normal": normal_key,
     }
-    reading = _Reading(keys, camera)
+    reading = _Reading(keys, camera, values.kind)
     how = {**keys, "intrinsics": camera}
     with contextlib.ExitStack() as stack:
         records = _records(source, _sources(source, out), reading, stack)
@@ -124,6 +127,8 @@ class _Reading:
 
     keys: dict[str, str | None]
     camera: PixelIntrinsics | None
+    kind: DepthKind | None
+    """What the user says that depth is."""
 
 
 def _sources(source: Path, out: Path) -> list[Path]:
@@ -215,10 +220,13 @@ class _Frames:
             distortion, more = self.bends.of_frame(index, self.count, f"{self.arrays.path}: {self.bends.key}")
             camera, notes = replace(camera, distortion=distortion), (*notes, *more)
         keys = [key for key in (self.image_key, self.depth_key, self.normal_key) if key is not None]
+        kind = kind_by_names([PurePosixPath(self.depth_key).with_suffix(".npy")]) if reading.kind is None else "z"
+        if kind != "z":
+            notes = (*notes, told_by_name(kind))
         return Record(
             name=name,
             image=Stored(*self._place(self.image_key, index, _to_rgb)),
-            depth=StoredDepth(*self._place(self.depth_key, index)),
+            depth=StoredDepth(*self._place(self.depth_key, index), kind="ray" if kind == "ray" else "z"),
             camera=camera,
             normal=None if self.normal_key is None else Stored(*self._place(self.normal_key, index)),
             extra_files=tuple(path for key in keys for path in self.arrays.files(key, index)),
