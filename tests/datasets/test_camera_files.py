@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from moge_core.datasets.importers.array_files import import_arrays
-from moge_core.datasets.importers.camera_files import parse_intrinsics, read_cameras
 from moge_core.datasets.importers.distortion import FISHEYE, RADIAL_TANGENTIAL, Distortion
-from moge_core.datasets.importers.intrinsics import PixelIntrinsics
+from moge_core.datasets.importers.intrinsics import parse_intrinsics, read_cameras
+from moge_core.datasets.importers.pinhole import PixelIntrinsics
 from moge_core.datasets.importers.rgbd_folder import import_rgbd_folder
 from moge_core.datasets.importers.table import import_table
 from moge_core.errors import DatasetError, FormatError, InputError

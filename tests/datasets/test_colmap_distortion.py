@@ -14,7 +14,7 @@ from plane_frames import NORMAL, OFFSET, check_camera, check_is_plane, plane_z
 from moge_core.datasets.importers.colmap import import_colmap
 from moge_core.datasets.importers.colmap_model import ModelCamera
 from moge_core.datasets.importers.colmap_undistortion import colmap_pinhole
-from moge_core.datasets.importers.intrinsics import PixelIntrinsics
+from moge_core.datasets.importers.pinhole import PixelIntrinsics
 from moge_core.datasets.importers.undistortion import pixels_of_rays, rays_of_pixels
 from moge_core.errors import DatasetError
 from moge_core.io import read_depth, read_image, write_image

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moge_core.datasets.importers.arrays import read_array
-from moge_core.datasets.importers.intrinsics import PixelIntrinsics
+from moge_core.datasets.importers.pinhole import PixelIntrinsics
 from moge_core.datasets.importers.records import Record, Stored, StoredDepth
 from moge_core.datasets.importers.stored_depth import read_stored
 from moge_core.datasets.importers.tiff_files import read_tiff_channels, tiff_no_data

@@ -168,7 +168,7 @@ def frame_of(scene: Scene, **maps: Any) -> Any:
 @pytest.mark.parametrize("scale", [1.0, 2.5])
 def test_normals_of_the_world_are_named_and_turned_by_the_pose(scene: Scene, axes: str, scale: float) -> None:
     from moge_core.datasets.importers.frames import Parts
-    from moge_core.datasets.importers.intrinsics import PixelIntrinsics
+    from moge_core.datasets.importers.pinhole import PixelIntrinsics
     from moge_core.datasets.importers.records import Record, StoredDepth
     from moge_core.datasets.importers.told import Told
 

@@ -20,7 +20,7 @@ from test_imports_of_before import CASES, GOLDEN
 from moge_core.cli import cli
 from moge_core.datasets import import_rgbd_folder
 from moge_core.datasets.importers import dry_run
-from moge_core.datasets.importers.intrinsics import PixelIntrinsics
+from moge_core.datasets.importers.pinhole import PixelIntrinsics
 from moge_core.datasets.importers.records import ImportSettings, Record, Stored, StoredDepth
 from moge_core.datasets.importers.stored_values import StoredValues
 from moge_core.datasets.importers.writing import Repeatable, run_import

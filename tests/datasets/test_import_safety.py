@@ -14,7 +14,7 @@ import pytest
 
 from moge_core.datasets import index_dataset, validate_dataset
 from moge_core.datasets.importers import ImportReport, import_rgbd_folder, import_table
-from moge_core.datasets.importers.intrinsics import PixelIntrinsics
+from moge_core.datasets.importers.pinhole import PixelIntrinsics
 from moge_core.datasets.importers.records import ImportSettings, Record, Stored, StoredDepth
 from moge_core.datasets.importers.writing import run_import
 from moge_core.datasets.parallel import num_cores

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from moge_core.cli import cli
 from moge_core.datasets import import_arrays, import_rgbd_folder, import_table, index_dataset, read_import_log
 from moge_core.datasets.importers import ImportReport, writing
-from moge_core.datasets.importers.intrinsics import PixelIntrinsics
+from moge_core.datasets.importers.pinhole import PixelIntrinsics
 from moge_core.datasets.importers.records import ImportSettings, Record, Stored, StoredDepth
 from moge_core.datasets.importers.writing import run_import
 from moge_core.errors import DatasetError

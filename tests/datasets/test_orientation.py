@@ -18,8 +18,8 @@ from moge_core.cli import cli
 from moge_core.datasets.importers import origins
 from moge_core.datasets.importers.edges import EdgesOfDepth
 from moge_core.datasets.importers.frames import Parts, normalised_intrinsics
-from moge_core.datasets.importers.intrinsics import PixelIntrinsics
 from moge_core.datasets.importers.orientation import turn_to_depth
+from moge_core.datasets.importers.pinhole import PixelIntrinsics
 from moge_core.datasets.importers.records import ImportSettings, Record, Stored, StoredDepth, StoredPoints
 from moge_core.datasets.importers.table import import_table
 from moge_core.datasets.importers.told import Told

@@ -14,8 +14,8 @@ import pytest
 
 from moge_core.datasets import import_rgbd_folder, index_dataset
 from moge_core.datasets.importers import ImportReport
-from moge_core.datasets.importers.camera_files import parse_intrinsics
-from moge_core.datasets.importers.intrinsics import PixelIntrinsics
+from moge_core.datasets.importers.intrinsics import parse_intrinsics
+from moge_core.datasets.importers.pinhole import PixelIntrinsics
 from moge_core.errors import DatasetError, FormatError, InputError
 from moge_core.io import read_depth, read_image, read_meta, write_image, write_meta
 from moge_core.io.files import write_bytes

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from moge_core.cli import cli
 from moge_core.datasets.importers.crops import is_usual_ratio
-from moge_core.datasets.importers.intrinsics import PixelIntrinsics
+from moge_core.datasets.importers.pinhole import PixelIntrinsics
 from moge_core.datasets.importers.records import Record, Stored, StoredDepth
 from moge_core.datasets.importers.reread import changed_reading
 from moge_core.datasets.importers.sizes import any_of_block, nearest_returns

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from moge_core.datasets.importers.arrays import read_array
 from moge_core.datasets.importers.distortion import FISHEYE, RADIAL_TANGENTIAL, Distortion
 from moge_core.datasets.importers.frames import read_frame
-from moge_core.datasets.importers.intrinsics import PixelIntrinsics
+from moge_core.datasets.importers.pinhole import PixelIntrinsics
 from moge_core.datasets.importers.records import ImportSettings, Record, Stored, StoredDepth, StoredPoints
 from moge_core.datasets.importers.rgbd_folder import import_rgbd_folder
 from moge_core.datasets.importers.undistortion import pinhole_of, pixels_of_rays, rays_of_pixels

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from moge_core.cli import cli
 from moge_core.datasets import render_sample_scenes
 from moge_core.datasets.importers.encodings import looks_like_24_bits
-from moge_core.datasets.importers.intrinsics import PixelIntrinsics
+from moge_core.datasets.importers.pinhole import PixelIntrinsics
 from moge_core.datasets.importers.projection import metric_z
 from moge_core.datasets.importers.records import Record, Stored, StoredDepth
 from moge_core.datasets.importers.source_files import read_grey_values

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from moge_core.cli.importing import import_group
 from moge_core.datasets.importers import writing
 from moge_core.datasets.importers.frames import read_frame
-from moge_core.datasets.importers.intrinsics import PixelIntrinsics
+from moge_core.datasets.importers.pinhole import PixelIntrinsics
 from moge_core.datasets.importers.projection import metric_z
 from moge_core.datasets.importers.records import ImportSettings, Record, Stored, StoredDepth, StoredPoints
 from moge_core.datasets.importers.rgbd_folder import import_rgbd_folder

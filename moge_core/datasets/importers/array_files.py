@@ -31,11 +31,11 @@ import numpy.typing as npt
 
 from moge_core.datasets.importers.array_sources import SUFFIXES, ArrayInfo, Arrays, Slabs, open_arrays
 from moge_core.datasets.importers.calls import repeatable
-from moge_core.datasets.importers.camera_files import parse_intrinsics
 from moge_core.datasets.importers.distortion import Distortion, distortion_of
 from moge_core.datasets.importers.frame_layouts import told_by_name
-from moge_core.datasets.importers.intrinsics import PixelIntrinsics, intrinsics_from_matrix
+from moge_core.datasets.importers.intrinsics import parse_intrinsics
 from moge_core.datasets.importers.passed_by import kind_by_names
+from moge_core.datasets.importers.pinhole import PixelIntrinsics, intrinsics_from_matrix
 from moge_core.datasets.importers.records import (
     ImportOptions,
     ImportSettings,

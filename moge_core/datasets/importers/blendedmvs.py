@@ -20,7 +20,7 @@ from typing import Unpack
 
 from moge_core.datasets.importers.calls import repeatable
 from moge_core.datasets.importers.float_maps import read_pfm
-from moge_core.datasets.importers.intrinsics import PixelIntrinsics, intrinsics_from_matrix
+from moge_core.datasets.importers.pinhole import PixelIntrinsics, intrinsics_from_matrix
 from moge_core.datasets.importers.records import ImportOptions, ImportSettings, Record, Stored, StoredDepth, finding_of
 from moge_core.datasets.importers.source_files import each_once, walk
 from moge_core.datasets.importers.writing import ImportReport, check_folders, run_import

@@ -11,8 +11,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from moge_core.datasets.importers.distortion_mappings import COEFFICIENT_LISTS, distortion_in, says_of_lens
-from moge_core.datasets.importers.intrinsics import PixelIntrinsics, checked_intrinsics, intrinsics_from_matrix
 from moge_core.datasets.importers.mapping_values import as_floats, as_number, as_pair, plain_keys, plain_name
+from moge_core.datasets.importers.pinhole import PixelIntrinsics, checked_intrinsics, intrinsics_from_matrix
 from moge_core.datasets.importers.usual_mistakes import decimal_comma
 from moge_core.errors import FormatError, InputError, MoGeError
 

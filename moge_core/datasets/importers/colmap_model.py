@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moge_core.datasets.importers.distortion import distortion_of
-from moge_core.datasets.importers.intrinsics import PixelIntrinsics
+from moge_core.datasets.importers.pinhole import PixelIntrinsics
 from moge_core.errors import FormatError, MoGeError
 
 # Number and parameters of each camera model, in COLMAP's order.

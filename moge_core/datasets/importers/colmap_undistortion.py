@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from moge_core.datasets.importers.intrinsics import PixelIntrinsics
+from moge_core.datasets.importers.pinhole import PixelIntrinsics
 from moge_core.datasets.importers.records import Stored
 from moge_core.datasets.importers.sizes import is_same_shape
 from moge_core.datasets.importers.undistortion import rays_of_pixels, undistorted_picture

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moge_core.datasets.importers.edges import LEAST_FIT, LEAST_LEAD, EdgesOfDepth, Place
-from moge_core.datasets.importers.intrinsics import PixelIntrinsics
+from moge_core.datasets.importers.pinhole import PixelIntrinsics
 from moge_core.datasets.importers.sizes import is_same_shape
 from moge_core.errors import InstanceError
 

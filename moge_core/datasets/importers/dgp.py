@@ -21,7 +21,6 @@ import numpy.typing as npt
 
 from moge_core.datasets.importers.arrays import npz_shapes, read_npy, read_npz
 from moge_core.datasets.importers.calls import repeatable
-from moge_core.datasets.importers.intrinsics import PixelIntrinsics, intrinsics_from_matrix
 from moge_core.datasets.importers.lidar import (
     Transform,
     chosen,
@@ -35,6 +34,7 @@ from moge_core.datasets.importers.lidar import (
     transform,
     with_stated_size,
 )
+from moge_core.datasets.importers.pinhole import PixelIntrinsics, intrinsics_from_matrix
 from moge_core.datasets.importers.records import ImportOptions, ImportSettings, Record, Stored, finding_of
 from moge_core.datasets.importers.writing import ImportReport, check_folders, run_import
 from moge_core.datasets.layout import Finding, Progress

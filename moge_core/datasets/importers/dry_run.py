@@ -19,7 +19,7 @@ import numpy.typing as npt
 from moge_core.datasets.import_log import import_log_path
 from moge_core.datasets.importers.calls import current_call
 from moge_core.datasets.importers.frames import Frame, Parts, normalised_intrinsics, read_frame, read_parts
-from moge_core.datasets.importers.intrinsics import PixelIntrinsics
+from moge_core.datasets.importers.pinhole import PixelIntrinsics
 from moge_core.datasets.importers.records import ImportSettings, Record, StoredDepth, finding_of
 from moge_core.datasets.importers.reports import ImportReport, median
 from moge_core.datasets.importers.shared_cameras import check_one_size

@@ -12,9 +12,9 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
-from moge_core.datasets.importers.camera_files import CameraFile, parse_intrinsics, read_cameras
-from moge_core.datasets.importers.intrinsics import PixelIntrinsics
+from moge_core.datasets.importers.intrinsics import CameraFile, parse_intrinsics, read_cameras
 from moge_core.datasets.importers.pairing import pair_by_frame
+from moge_core.datasets.importers.pinhole import PixelIntrinsics
 from moge_core.errors import DatasetError, InputError, MoGeError
 
 FrameCameras: TypeAlias = dict[PurePosixPath, tuple[PixelIntrinsics | MoGeError | OSError, Path]]

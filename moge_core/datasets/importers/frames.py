@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from moge_core.datasets.importers.crops import crop_to_depth
 from moge_core.datasets.importers.further_maps import compare_maps, turn_maps
-from moge_core.datasets.importers.intrinsics import PixelIntrinsics
 from moge_core.datasets.importers.map_files import read_mask_map, read_normal_map, read_segmentation_map
 from moge_core.datasets.importers.orientation import turn_to_depth
+from moge_core.datasets.importers.pinhole import PixelIntrinsics
 from moge_core.datasets.importers.records import ImportSettings, Record, Stored, StoredDepth, StoredPoints
 from moge_core.datasets.importers.sizes import (
     any_of_block,

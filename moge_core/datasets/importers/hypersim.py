@@ -33,7 +33,7 @@ import numpy.typing as npt
 from moge_core.datasets.importers.arrays import read_hdf5
 from moge_core.datasets.importers.calls import repeatable
 from moge_core.datasets.importers.frames import normalised_intrinsics
-from moge_core.datasets.importers.intrinsics import PixelIntrinsics
+from moge_core.datasets.importers.pinhole import PixelIntrinsics
 from moge_core.datasets.importers.records import ImportOptions, ImportSettings, Record, Stored, StoredDepth
 from moge_core.datasets.importers.source_files import each_once, walk
 from moge_core.datasets.importers.writing import ImportReport, check_folders, run_import

@@ -24,9 +24,9 @@ import numpy as np
 import numpy.typing as npt
 
 from moge_core.datasets.importers.calls import repeatable
-from moge_core.datasets.importers.camera_files import parse_intrinsics
-from moge_core.datasets.importers.intrinsics import PixelIntrinsics, intrinsics_from_matrix
+from moge_core.datasets.importers.intrinsics import parse_intrinsics
 from moge_core.datasets.importers.lidar import Transform, chosen, folders_with, read_float_rows, stored_sweep, transform
+from moge_core.datasets.importers.pinhole import PixelIntrinsics, intrinsics_from_matrix
 from moge_core.datasets.importers.records import ImportOptions, ImportSettings, Record, Stored, StoredDepth, finding_of
 from moge_core.datasets.importers.writing import ImportReport, check_folders, run_import
 from moge_core.datasets.layout import Finding, Progress

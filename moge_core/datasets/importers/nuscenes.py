@@ -19,7 +19,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias, Unpack
 
 from moge_core.datasets.importers.calls import repeatable
-from moge_core.datasets.importers.intrinsics import PixelIntrinsics, intrinsics_from_matrix
 from moge_core.datasets.importers.lidar import (
     Transform,
     chosen,
@@ -32,6 +31,7 @@ from moge_core.datasets.importers.lidar import (
     transform,
     with_stated_size,
 )
+from moge_core.datasets.importers.pinhole import PixelIntrinsics, intrinsics_from_matrix
 from moge_core.datasets.importers.records import ImportOptions, ImportSettings, Record, Stored, finding_of
 from moge_core.datasets.importers.writing import ImportReport, check_folders, run_import
 from moge_core.datasets.layout import Finding, Progress

@@ -14,9 +14,9 @@ from typing import TypeAlias
 
 import numpy as np
 
-from moge_core.datasets.importers.camera_files import frame_keys
 from moge_core.datasets.importers.frame_lists import IMAGE_LISTS, stamps_listed
 from moge_core.datasets.importers.frame_names import read_name
+from moge_core.datasets.importers.intrinsics import frame_keys
 from moge_core.datasets.importers.pairing import pair_by_frame
 from moge_core.datasets.importers.pose_files import (
     NamedPoses,

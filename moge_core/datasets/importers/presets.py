@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from moge_core.datasets.importers.calls import Call
-from moge_core.datasets.importers.camera_files import parse_intrinsics
 from moge_core.datasets.importers.distortion import RADIAL_TANGENTIAL, Distortion
-from moge_core.datasets.importers.intrinsics import PixelIntrinsics
+from moge_core.datasets.importers.intrinsics import parse_intrinsics
+from moge_core.datasets.importers.pinhole import PixelIntrinsics
 from moge_core.datasets.importers.vocabulary import GivenValues
 from moge_core.errors import InputError
 

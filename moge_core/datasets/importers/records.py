@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 import numpy.typing as npt
 
-from moge_core.datasets.importers.intrinsics import LATER, PixelIntrinsics
+from moge_core.datasets.importers.pinhole import LATER, PixelIntrinsics
 from moge_core.datasets.importers.vocabulary import (
     DEPTH_KINDS,
     NEED_SCALE,

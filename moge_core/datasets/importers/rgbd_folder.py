@@ -20,7 +20,6 @@ import numpy as np
 import numpy.typing as npt
 
 from moge_core.datasets.importers.calls import repeatable
-from moge_core.datasets.importers.camera_files import CameraFile, read_cameras
 from moge_core.datasets.importers.encodings import OF_CHANNELS
 from moge_core.datasets.importers.frame_cameras import (
     FrameCameras,
@@ -31,8 +30,9 @@ from moge_core.datasets.importers.frame_cameras import (
 )
 from moge_core.datasets.importers.frame_layouts import Frames, pair_frames, told_by_name
 from moge_core.datasets.importers.frames import read_frame
-from moge_core.datasets.importers.intrinsics import PixelIntrinsics
+from moge_core.datasets.importers.intrinsics import CameraFile, read_cameras
 from moge_core.datasets.importers.passed_by import kind_by_names
+from moge_core.datasets.importers.pinhole import PixelIntrinsics
 from moge_core.datasets.importers.poses import FoundPoses, poses_beside
 from moge_core.datasets.importers.presets import Preset, preset_named
 from moge_core.datasets.importers.records import (

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from moge_core.datasets.importers.intrinsics import PixelIntrinsics
+from moge_core.datasets.importers.pinhole import PixelIntrinsics
 from moge_core.datasets.importers.records import Record
 from moge_core.datasets.layout import Finding
 from moge_core.errors import DatasetError, FormatError

@@ -25,13 +25,13 @@ from typing import Any, Literal, TypeAlias, Unpack, get_args
 import numpy.typing as npt
 
 from moge_core.datasets.importers.calls import repeatable
-from moge_core.datasets.importers.camera_files import parse_intrinsics
 from moge_core.datasets.importers.float_maps import pfm_size
 from moge_core.datasets.importers.frame_layouts import pair_frames
-from moge_core.datasets.importers.intrinsics import PixelIntrinsics, intrinsics_from_matrix
+from moge_core.datasets.importers.intrinsics import parse_intrinsics
 from moge_core.datasets.importers.kitti import files_by_stem, numbers_of, read_calibration
 from moge_core.datasets.importers.lidar import folders_with
 from moge_core.datasets.importers.pairing import Pairing
+from moge_core.datasets.importers.pinhole import PixelIntrinsics, intrinsics_from_matrix
 from moge_core.datasets.importers.records import (
     UNKNOWN_CAMERA,
     ImportOptions,

@@ -34,9 +34,9 @@ from typing import Any, Unpack
 from moge_core.datasets.importers.calls import repeatable
 from moge_core.datasets.importers.distortion import COEFFICIENTS, distortion_of
 from moge_core.datasets.importers.distortion_mappings import says_of_lens
-from moge_core.datasets.importers.intrinsics import PixelIntrinsics, intrinsics_from_matrix
 from moge_core.datasets.importers.map_files import read_mask_file, read_normal_file, read_segmentation_file
 from moge_core.datasets.importers.mapping_values import as_floats, plain_name
+from moge_core.datasets.importers.pinhole import PixelIntrinsics, intrinsics_from_matrix
 from moge_core.datasets.importers.records import ImportOptions, ImportSettings, Record, Stored, StoredDepth
 from moge_core.datasets.importers.usual_mistakes import decimal_comma, found_file, why_missing
 from moge_core.datasets.importers.vocabulary import WORDS, GivenValues, Word, parse_unit

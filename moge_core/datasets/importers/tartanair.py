@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from moge_core.datasets.importers.arrays import read_array
 from moge_core.datasets.importers.calls import repeatable
-from moge_core.datasets.importers.intrinsics import PixelIntrinsics
+from moge_core.datasets.importers.pinhole import PixelIntrinsics
 from moge_core.datasets.importers.records import ImportOptions, ImportSettings, Record, Stored, StoredDepth
 from moge_core.datasets.importers.source_files import each_once, walk
 from moge_core.datasets.importers.writing import ImportReport, check_folders, run_import

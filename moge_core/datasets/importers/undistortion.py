@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from moge_core.datasets.importers.distortion import FISHEYE, RADIAL_TANGENTIAL, Distortion
 from moge_core.datasets.importers.frames import Parts, normalised_intrinsics
-from moge_core.datasets.importers.intrinsics import PixelIntrinsics
+from moge_core.datasets.importers.pinhole import PixelIntrinsics
 from moge_core.datasets.importers.records import ImportSettings, Record, StoredDepth
 from moge_core.errors import InputError, InstanceError
 

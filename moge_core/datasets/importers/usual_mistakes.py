@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from moge_core.datasets.importers.intrinsics import PixelIntrinsics
+from moge_core.datasets.importers.pinhole import PixelIntrinsics
 from moge_core.datasets.importers.records import Record, Stored
 from moge_core.errors import InstanceError, MoGeError
 from moge_core.io.foreign import HEAD_BYTES, recognised
