@@ -26,9 +26,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from moge_core.datasets.frame_names import FrameName, parse_frame_name
 from moge_core.datasets.layout import META_NAME, POSE_KEYS
 from moge_core.datasets.likeness import MAX_PICTURES, are_neighbours_alike, group_near_equal
+from moge_core.datasets.scene_names import FrameName, parse_frame_name
 from moge_core.datasets.video import Video, order_by_distance, order_by_names
 
 # So many meta.json tell how a folder was made; a few tell whether it was rendered.

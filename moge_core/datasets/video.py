@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from moge_core.datasets.frame_names import FrameName
+from moge_core.datasets.scene_names import FrameName
 
 # Of the frames of a video, so many lie between what is held out and what is trained on.
 GAP_SHARE = 0.05

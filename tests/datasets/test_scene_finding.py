@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from moge_core.datasets import likeness, render_sample_scenes
-from moge_core.datasets.frame_names import parse_frame_name
 from moge_core.datasets.scene_finding import find_scenes
+from moge_core.datasets.scene_names import parse_frame_name
 from moge_core.io import read_image, write_image
 
 Write = Callable[..., Path]
