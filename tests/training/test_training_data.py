@@ -142,8 +142,11 @@ def test_a_fault_planted_after_indexing_keeps_a_training_from_starting_and_is_to
 def test_a_suspicion_is_told_and_keeps_no_training_from_starting(
     two_scenes: Path, configure: Configure, fault: str
 ) -> None:
-    for name in (two_scenes / ".index.txt").read_text().splitlines():
-        FAULTS[fault].plant(two_scenes / name)
+    folders = [two_scenes / name for name in (two_scenes / ".index.txt").read_text().splitlines()]
+    if not any(map(FAULTS[fault].shows, folders)):
+        pytest.skip(f"shows only where {FAULTS[fault].when}")
+    for folder in folders:
+        FAULTS[fault].plant(folder)
     told: list[str] = []
     check_training_data(configure(), log=told.append)
     assert any(f" x {FAULTS[fault].rule} in .index.txt, first " in line for line in told), told

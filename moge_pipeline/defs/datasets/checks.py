@@ -54,7 +54,8 @@ CHECKS: Mapping[str, tuple[str, frozenset[str]]] = {
         frozenset({"intrinsics-of-this-size", "pixels-square", "fov-plausible"}),
     ),
     "depth_plausible": (
-        "Depth is z in the unit it claims, finely measured, without markers, walls or finite sky, and fits its image.",
+        "Depth is z in the unit it claims, finely measured, without markers, walls or finite sky, and fits its image and"
+        " further maps.",
         frozenset(
             {
                 "image-varies",
@@ -68,7 +69,13 @@ CHECKS: Mapping[str, tuple[str, frozenset[str]]] = {
                 "depth-not-disparity",
                 "depth-not-inverted",
                 "depth-along-axis",
+                "depth-bits-in-order",
+                "depth-not-float16-bits",
+                "infinity-is-sky",
                 "registered",
+                "normals-fit-depth",
+                "mask-fits-depth",
+                "segmentation-fits",
                 "unit-plausible",
                 "density-fits-label",
             }
