@@ -54,8 +54,8 @@ CHECKS: Mapping[str, tuple[str, frozenset[str]]] = {
         frozenset({"intrinsics-of-this-size", "pixels-square", "fov-plausible"}),
     ),
     "depth_plausible": (
-        "Depth is z in the unit it claims, finely measured, without markers, walls or finite sky, and fits its image and"
-        " further maps.",
+        "Depth is z in the unit it claims, finely measured, without markers, walls or finite sky; it fits its image and"
+        " its further maps.",
         frozenset(
             {
                 "image-varies",
