@@ -24,6 +24,7 @@ from moge_core.datasets.importers.records import Record, Stored, StoredDepth
 from moge_core.datasets.importers.source_files import read_grey_values
 from moge_core.datasets.importers.suspicions import look_at_values, unlikely_depth
 from moge_core.datasets.importers.told import Told
+from moge_core.geometry.rays import ray_lengths
 from moge_core.io import read_depth, read_image, read_meta, write_image
 
 Array = npt.NDArray[Any]
@@ -43,7 +44,9 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Scenes:
 def told(stored: Array, *, unit: float | None = 1.0, **said: Any) -> Told:
     """What is told of a frame with these stored values."""
     depth = StoredDepth(Path("d"), **said)
-    record = Record("a", Stored(Path("i")), depth, PixelIntrinsics(1, 1, 1, 1), depth_unit=unit)
+    height, width = stored.shape[:2]
+    camera = PixelIntrinsics(0.8 * width, 1.07 * height, width / 2 - 0.5, height / 2 - 0.5)
+    record = Record("a", Stored(Path("i")), depth, camera, depth_unit=unit)
     found = Told()
     look_at_values(stored, depth, metric_z(stored, depth, CAMERA), record, found)
     return found
@@ -114,6 +117,15 @@ def test_bits_of_float32_are_told_and_plain_integers_of_32_bits_are_not(
         for units in (1000, 1e6):
             plain = np.rint(np.nan_to_num(z) * units).astype(dtype)
             assert not of(told(plain, scale=units), "--encoding")
+
+
+def test_bits_of_float16_that_are_distances_from_the_camera_are_told(scenes: Scenes) -> None:
+    found = []
+    for _, z in scenes:
+        distance = z * ray_lengths(*z.shape, CAMERA) * 3
+        bits = np.where(np.isnan(z), 0, np.where(np.isfinite(z), distance, 65504)).astype(np.float16).view(np.uint16)
+        found.append(bool(of(told(bits, scale=1000.0), "--encoding float16 --depth-scale 1")))
+    assert np.mean(found) >= 0.95
 
 
 def test_turned_bits_are_told_unless_the_scale_takes_them_for_what_they_are(scenes: Scenes) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from moge_core.datasets.importers.pinhole import PixelIntrinsics
 from moge_core.datasets.importers.projection import marked, scale_of
 from moge_core.datasets.importers.records import Record, StoredDepth
 from moge_core.datasets.importers.sizes import resized
@@ -69,7 +70,7 @@ def look_at_values(stored: Map, meaning: StoredDepth, z: npt.NDArray[np.float32]
         if meaning.kind in {"z", "ray"} and meaning.offset == 0:
             told.scale = scale_of(stored, meaning) / unit
     _look_at_signs(grid, meaning, told)
-    if not _look_at_encoding(grid, meaning, sentinel, told):
+    if not _look_at_encoding(grid, meaning, sentinel, _ray_lengths(record.camera, grid.shape), told):
         reach = None if unit is None or not known.size else float(np.percentile(known, 99)) * unit
         _look_at_constants(grid, meaning, sentinel, reach, unit, told)
         _look_at_infinity(grid, z, meaning, reach, told)
@@ -120,7 +121,7 @@ def _is_likely(metres: float) -> bool:
     return 0.3 < metres < 80
 
 
-def _look_at_encoding(grid: Map, meaning: StoredDepth, sentinel: Any, told: Told) -> bool:
+def _look_at_encoding(grid: Map, meaning: StoredDepth, sentinel: Any, rays: Map | None, told: Told) -> bool:
     """Whether plain integers look like bits that mean something else."""
     is_plain = meaning.encoding in {None, "linear"} and meaning.kind in {"z", "ray"}
     if not is_plain or grid.dtype.kind not in "iu" or grid.dtype.itemsize not in {2, 4}:
@@ -143,7 +144,7 @@ def _look_at_encoding(grid: Map, meaning: StoredDepth, sentinel: Any, told: Told
             "Nearly all stored values are multiples of 8, as those are whose bits were turned by three (SUN RGB-D,"
             " SUN3D): import again with --encoding rotated3 --depth-scale 1000 if they were."
         )
-    elif is_half_float(grid, values, scale):
+    elif is_half_float(grid, values, scale, rays):
         told.suspicions.add(
             "Stored values are spread as the bits of float16 numbers are, which are metres by themselves: import again"
             " with --encoding float16 --depth-scale 1 (--kind ray too where they are distances, as Mid-Air has them)."
@@ -151,6 +152,19 @@ def _look_at_encoding(grid: Map, meaning: StoredDepth, sentinel: Any, told: Told
     else:
         return False
     return True
+
+
+def _ray_lengths(camera: PixelIntrinsics, shape: tuple[int, ...]) -> Map | None:
+    """Lengths (h, w) of the rays of a grid over the picture, about: a size that the camera does not say is twice the
+    way to its principal point. None for a camera that nobody knows.
+    """
+    from moge_core.geometry.rays import ray_lengths
+
+    if not math.isfinite(camera.fx):
+        return None
+    width, height = camera.size or (2 * camera.cx + 1, 2 * camera.cy + 1)
+    K = np.array([[camera.fx / width, 0, 0.5], [0, abs(camera.fy) / height, 0.5], [0, 0, 1]])
+    return ray_lengths(shape[0], shape[1], K) if np.isfinite(K).all() and min(width, height) > 0 else None
 
 
 def _is_relative(stored: Map, meaning: StoredDepth, record: Record, told: Told) -> bool:

@@ -96,7 +96,9 @@ def is_turned(values: npt.NDArray[Any]) -> bool:
     )
 
 
-def is_half_float(grid: npt.NDArray[Any], values: npt.NDArray[Any], scale: float) -> bool:
+def is_half_float(
+    grid: npt.NDArray[Any], values: npt.NDArray[Any], scale: float, rays: npt.NDArray[np.floating[Any]] | None = None
+) -> bool:
     """Whether integers are the bits of float16 numbers.
 
     Their histogram has nothing outside of a narrow band, which depth at usual scales can have as well. So planes
@@ -106,6 +108,7 @@ def is_half_float(grid: npt.NDArray[Any], values: npt.NDArray[Any], scale: float
         grid: (H, W) integers of 16 bits.
         values: (N,) those that are known.
         scale: stored units a metre by which they were read.
+        rays: (H, W) lengths of the viewing rays with z = 1, where they are known: numbers may be distances, too.
     """
     finite = values[values < _GREATEST_HALF]
     if values.max() > _INFINITE_HALF or not finite.size:
@@ -113,9 +116,16 @@ def is_half_float(grid: npt.NDArray[Any], values: npt.NDArray[Any], scale: float
     near, far = np.percentile(finite, (1, 97))
     if near < _LEAST_HALF or far > _MOST_HALF or far > _MOST_HALF_SPAN * near:
         return False
-    as_bits, as_numbers = _planar_triples(np.ascontiguousarray(grid).view(np.float16), grid)
-    if max(as_bits, as_numbers) >= _LEAST_PLANAR and not as_numbers < as_bits < _CLEARLY * as_numbers:
-        return as_bits > as_numbers
+    decoded = np.ascontiguousarray(grid).view(np.float16)
+    counts = [_planar_triples(decoded, grid)]
+    if rays is not None:
+        counts.append(_planar_triples(decoded / rays, grid / rays))
+    as_bits, beside = max(counts)
+    as_numbers = max(numbers for _, numbers in counts)
+    if as_bits >= _LEAST_PLANAR and as_bits >= _CLEARLY * beside and as_bits > as_numbers:
+        return True
+    if as_numbers >= max(as_bits, _LEAST_PLANAR):
+        return False
     # Planes say nothing: at a usual scale nothing near is unlikely enough.
     return float(near) / scale > _NEAR_TO
 
