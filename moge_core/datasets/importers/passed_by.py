@@ -102,9 +102,7 @@ def no_preferred_kind(paths: set[PurePosixPath], preferred: NamedKind | None) ->
 
     def reason(path: PurePosixPath) -> str | None:
         kind = kinds[path]
-        return (
-            None if kind == best else f"{_KIND_WORDS[kind]} (--depth takes them), because there is {_KIND_WORDS[best]}"
-        )
+        return None if kind == best else f"{_KIND_WORDS[kind]} (--depth takes them), beside {_KIND_WORDS[best]}"
 
     return reason
 
