@@ -262,6 +262,13 @@ def known_share(folder: Path) -> float:
     return float(np.isfinite(read_depth(folder / "depth.png")).mean())
 
 
+def is_dense(folder: Path) -> bool:
+    return known_share(folder) >= 0.01
+
+
+DENSE = "1 % of the pixels known"
+
+
 def votes_of(folder: Path) -> Any:
     """What pixel triples of an instance say about how its depth is stored; no votes below 1 % of known pixels."""
     from moge_core.datasets.validation.geometry import Votes, count_votes, grid_of, normalised_grid
@@ -354,8 +361,8 @@ FAULTS: Mapping[str, Fault] = {
     ),
     "sky huge": Fault(of_depth(lambda depth, _: with_sky(depth, 1e4)), "sky-infinite"),
     "sky at a maximum": Fault(of_depth(lambda depth, _: with_sky(depth, 3 * near_and_far(depth)[1])), "sky-infinite"),
-    "sky with noise": Fault(of_depth(lambda depth, _: noisy_sky(depth)), "sky-infinite"),
-    "sky as a dome": Fault(of_depth(sky_dome), "sky-infinite"),
+    "sky with noise": Fault(of_depth(lambda depth, _: noisy_sky(depth)), "sky-infinite", is_dense, DENSE),
+    "sky as a dome": Fault(of_depth(sky_dome), "sky-infinite", is_dense, DENSE),
     "65535 as depth": Fault(of_depth(lambda depth, _: with_sky(depth, 65.535)), "marker-not-depth"),
     "8-bit source": Fault(
         of_depth(
