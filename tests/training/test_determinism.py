@@ -85,8 +85,9 @@ V2 = {
     "num_tokens_range": [12, 20],
 }
 MORE_LOSSES = {
-    "v1": {"normal": "normal_loss", "edge": "edge_loss", "bce": "mask_bce_loss"},
-    "v2": {"normal_map": "normal_map_loss", "metric_scale": "metric_scale_loss"},
+    "v1": {"normal": "normal_loss", "edge": "edge_loss"},
+    # Only masks of v2 are probabilities.
+    "v2": {"normal_map": "normal_map_loss", "metric_scale": "metric_scale_loss", "bce": "mask_bce_loss"},
 }
 
 
