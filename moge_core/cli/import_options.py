@@ -50,17 +50,14 @@ class SourcePath(click.Path):
         return path
 
 
-def value_options(
-    also: Mapping[str, tuple[str, ...]] | None = None, without: tuple[str, ...] = ()
-) -> Callable[[Command], Command]:
+def value_options(also: Mapping[str, tuple[str, ...]] | None = None) -> Callable[[Command], Command]:
     """The vocabulary of stored values as options; see `vocabulary.WORDS`.
 
     Args:
         also: other spellings that a command has for a word, by the word.
-        without: words that make no sense for the layout.
     """
     also = also or {}
-    return _all_of([_option(word, also.get(word.name, ())) for word in WORDS if word.name not in without])
+    return _all_of([_option(word, also.get(word.name, ())) for word in WORDS])
 
 
 def common_import_options(*, label_type: str | None, label_help: str = "") -> Callable[[Command], Command]:

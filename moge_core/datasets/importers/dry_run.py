@@ -21,10 +21,9 @@ from moge_core.datasets.importers.calls import current_call
 from moge_core.datasets.importers.frames import Frame, Parts, normalised_intrinsics, read_frame, read_parts
 from moge_core.datasets.importers.pinhole import PixelIntrinsics
 from moge_core.datasets.importers.records import ImportSettings, Record, StoredDepth, finding_of
-from moge_core.datasets.importers.reports import ImportReport, median
+from moge_core.datasets.importers.reports import ImportReport, Result, Tally
 from moge_core.datasets.importers.shared_cameras import check_one_size
 from moge_core.datasets.importers.stored_values import StoredValues, sampled
-from moge_core.datasets.importers.told import ToldOfAll
 from moge_core.datasets.layout import Finding
 from moge_core.errors import DatasetError, InputError, MoGeError
 
@@ -74,17 +73,16 @@ class Understood:
 class _Looks:
     """What was seen of the frames that were decoded."""
 
-    names: list[str] = field(default_factory=list)
     maps: list[npt.NDArray[np.generic]] = field(default_factory=list)
     meaning: StoredDepth | None = None
-    told: ToldOfAll = field(default_factory=ToldOfAll)
+    tally: Tally = field(default_factory=Tally)
     sizes: dict[str, Counter[tuple[int, int]]] = field(default_factory=dict)
     cameras: Counter[str] = field(default_factory=Counter)
-    medians: list[float] = field(default_factory=list)
-    valid_shares: list[float] = field(default_factory=list)
-    fovs_x: list[float] = field(default_factory=list)
-    units: set[float | None] = field(default_factory=set)
     pictures: list[tuple[str, npt.NDArray[np.uint8]]] = field(default_factory=list)
+
+    def count_size(self, what: str, pixels: npt.NDArray[np.generic]) -> None:
+        """Count one more part (H, W, ...) of such a kind, as it is stored."""
+        self.sizes.setdefault(what, Counter())[pixels.shape[1], pixels.shape[0]] += 1
 
 
 def understand(
@@ -133,25 +131,20 @@ def understand(
     ]
     if picture is not None:
         lines.append(f"Picture: {picture}: depth's edges must lie on those of the image.")
-    told = [*notes, *looks.told.lines()]
+    told = [*notes, *looks.tally.told.lines()]
     try:
         check_one_size(chosen)
     except DatasetError as error:
         told.append(f"This import would be refused: {error}")
-    unit = looks.units.pop() if len(looks.units) == 1 else None
     return ImportReport(
         out_dir=out,
         instances=[],
         num_written=0,
         skipped=skipped,
         notes=told,
-        median_depth_m=median(looks.medians),
-        valid_share=median(looks.valid_shares),
-        fov_x_deg=median(looks.fovs_x),
         log_path=import_log_path(out),
         label_type=settings.label_type,
-        metric=None if looks.units else unit is not None,
-        depth_unit=unit,
+        **looks.tally.measures(),
         command=command,
         understood=Understood(num_frames, len(chosen), lines, picture, values, command, _missing(looks)),
     )
@@ -220,26 +213,16 @@ def _look(record: Record, settings: ImportSettings, looks: _Looks, *, show: bool
         Exception: what makes the import leave it out.
     """
     parts = read_parts(record)
-    for what, size in parts.told.sizes.items():
-        looks.sizes.setdefault(what, Counter())[size] += 1
+    looks.count_size("images", parts.image)
     if parts.stored is not None and parts.meaning is not None:
+        looks.count_size("depth maps", parts.stored)
         looks.maps.append(sampled(parts.stored))
         looks.meaning = parts.meaning
-    looks.names.append(record.name)
     looks.cameras[_camera_text(parts)] += 1
     is_known = math.isfinite(record.camera.fx)
     frame = read_frame(record if is_known else replace(record, camera=_stand_in(parts)), settings)
-    looks.told.add(frame.told)
-    unit = record.depth_unit if record.is_metric and not frame.told.is_relative else None
-    looks.units.add(unit)
-    known = frame.depth[np.isfinite(frame.depth)]
-    if known.size:
-        looks.medians.append(float(np.median(known)) * (unit or 1.0))
-    looks.valid_shares.append(known.size / frame.depth.size)
-    if is_known:
-        from moge_core.geometry import intrinsics_to_fov
-
-        looks.fovs_x.append(float(np.degrees(intrinsics_to_fov(frame.intrinsics)[0])))
+    result = Result.of_frame(record, frame)
+    looks.tally.add(result if is_known else replace(result, fov_x_deg=math.nan), [])
     if show:
         looks.pictures.append((record.name, _overlay(frame)))
 
@@ -279,14 +262,15 @@ def _lines_of(looks: _Looks, values: StoredValues | None) -> list[str]:
         lines.append(f"Stored values: {_meaning_text(looks.meaning)}")
         lines += [f"  {line}" for line in values.lines(looks.meaning)]
         lines += _scales(values, looks.meaning)
-    elif looks.valid_shares:
-        lines.append(f"Depth: of points; {median(looks.valid_shares) or 0:.1%} of the pixels have one")
-    if looks.medians:
-        unit = " m" if looks.units and None not in looks.units else " without unit"
-        known = median(looks.valid_shares) or 0.0
-        stand_in = "" if looks.fovs_x else ", if the camera sees 60 degrees"
+    measures = looks.tally.measures()
+    known = measures["valid_share"]
+    if values is None and known is not None:
+        lines.append(f"Depth: of points; {known:.1%} of the pixels have one")
+    if measures["median_depth_m"] is not None:
+        unit = " without unit" if None in looks.tally.depth_units else " m"
+        stand_in = ", if the camera sees 60 degrees" if measures["fov_x_deg"] is None else ""
         lines.append(
-            f"Depth as it would be written: median {median(looks.medians):.3g}{unit}, {known:.1%} known{stand_in}"
+            f"Depth as it would be written: median {measures['median_depth_m']:.3g}{unit}, {known:.1%} known{stand_in}"
         )
     return lines
 

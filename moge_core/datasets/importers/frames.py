@@ -35,6 +35,7 @@ from moge_core.datasets.importers.usual_mistakes import (
 )
 from moge_core.errors import InstanceError, MoGeError
 from moge_core.io.files import NamedBytes, read_bytes
+from moge_core.io.foreign import HEAD_BYTES
 
 # A depth map holds ratios up to this, see `write_depth`.
 _MOST_RANGE = 1e5
@@ -136,14 +137,12 @@ def read_parts(record: Record) -> Parts:
 
 
 def _read_parts(record: Record) -> Parts:
-    image, orientation, jpeg = _read_image(record.image)
+    told = Told(notes={*record.notes, *record.camera.notes})
+    image, orientation, jpeg = _read_image(record.image, told)
     meaning = record.depth if isinstance(record.depth, StoredDepth) else None
-    told = Told(notes={*record.notes, *record.camera.notes}, sizes={"images": (image.shape[1], image.shape[0])})
-    told.suspicions |= suspicions_of_picture(record.image, image)
     stored = None
     if meaning is not None:
         stored, meaning = read_stored(record, told)
-        told.sizes["depth maps"] = (stored.shape[1], stored.shape[0])
     return Parts(
         image,
         orientation,
@@ -200,8 +199,8 @@ def _thinned(parts: Parts, depth: npt.NDArray[np.float32], size: tuple[int, int]
     """Sparse depth made smaller with its returns, and with it a mask of the same pixels, which says which returns."""
     mask = parts.mask
     if mask is not None and mask.shape == depth.shape:
-        depth = np.where(mask > 0, depth, np.float32(np.nan))
-        parts.mask = any_of_block(mask > 0, size)
+        depth = np.where(mask, depth, np.float32(np.nan))
+        parts.mask = any_of_block(mask, size)
     return nearest_returns(depth, size)
 
 
@@ -270,7 +269,7 @@ def normalised_intrinsics(
     return normalised, notes
 
 
-def _read_image(stored: Stored) -> tuple[npt.NDArray[np.uint8], int, bytes | None]:
+def _read_image(stored: Stored, told: Told) -> tuple[npt.NDArray[np.uint8], int, bytes | None]:
     """The picture as stored, its EXIF orientation, and the file's bytes where it is a JPEG that can be copied."""
     from moge_core.io import limits
     from moge_core.io.image import read_stored_image
@@ -284,6 +283,7 @@ def _read_image(stored: Stored) -> tuple[npt.NDArray[np.uint8], int, bytes | Non
         return np.ascontiguousarray(image), 1, None
     data = read_bytes(stored.path, limit=limits.MAX_FILE_BYTES)
     image, orientation = read_stored_image(NamedBytes(stored.path, data))
+    told.suspicions |= suspicions_of_picture(data[:HEAD_BYTES], image)
     return image, orientation, data if data.startswith(b"\xff\xd8") else None
 
 

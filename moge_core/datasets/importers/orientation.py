@@ -78,7 +78,6 @@ def turn_to_depth(parts: Parts, record: Record, settings: ImportSettings) -> Non
             parts.told.suspicions.add(f"Pictures were {turn}, as they say by EXIF and their depth is.")
         parts.image, parts.jpeg = turned_upright(parts.image, parts.orientation), None
     parts.orientation = 1
-    parts.told.sizes["images"] = (parts.image.shape[1], parts.image.shape[0])
 
 
 def seen_turn(image: npt.NDArray[np.uint8], edges: EdgesOfDepth) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,8 @@ from moge_core.datasets.layout import Finding
 
 if TYPE_CHECKING:
     from moge_core.datasets.importers.dry_run import Understood
+    from moge_core.datasets.importers.frames import Frame
+    from moge_core.datasets.importers.records import Record
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,30 @@ class Result:
     depth_unit: float | None = None
     told: Told | None = None
 
+    @classmethod
+    def of_frame(cls, record: Record, frame: Frame, *, replaced: bool = False, edited: bool = False) -> Result:
+        """What is to be told of a frame that was read."""
+        from moge_core.geometry import intrinsics_to_fov
+
+        unit = unit_of(record, frame)
+        known = frame.depth[np.isfinite(frame.depth)]
+        return cls(
+            record.name,
+            written=True,
+            replaced=replaced,
+            edited=edited,
+            depth_median=float(np.median(known)) * (unit or 1.0) if known.size else np.nan,
+            valid_share=known.size / frame.depth.size,
+            fov_x_deg=float(np.degrees(intrinsics_to_fov(frame.intrinsics)[0])),
+            depth_unit=unit,
+            told=frame.told,
+        )
+
+
+def unit_of(record: Record, frame: Frame) -> float | None:
+    """Metres a unit of a frame's depth; None where its source has no unit, or its values show that they have none."""
+    return record.depth_unit if record.is_metric and not frame.told.is_relative else None
+
 
 @dataclass
 class Tally:
@@ -119,6 +145,17 @@ class Tally:
             self.medians.append(result.depth_median)
             self.valid_shares.append(result.valid_share)
             self.fovs_x.append(result.fov_x_deg)
+
+    def measures(self) -> dict[str, Any]:
+        """What all of them are like, by the attributes of `ImportReport`."""
+        units = list(self.depth_units)
+        return {
+            "median_depth_m": median(self.medians),
+            "valid_share": median(self.valid_shares),
+            "fov_x_deg": median(self.fovs_x),
+            "metric": units != [None] if len(units) == 1 else None if units else False,
+            "depth_unit": units[0] if len(units) == 1 else None,
+        }
 
 
 def median(values: list[float]) -> float | None:

@@ -29,7 +29,6 @@ class Told:
         notes: facts about how it was read, told once however many frames share them.
         suspicions: what may be wrong with it, told with the number of frames that it holds for.
         shares: measured shares by the names of `_SHARES`, told as the median of the frames that have one.
-        sizes: (width, height) as stored, of `images` and `depth maps`.
         typical_depth: median of depth with a unit in metres, but for what stands for something else.
         scale: stored units a metre of z or ray values with a unit and no offset.
         is_relative: whether values show that they have no unit, and nobody said one.
@@ -39,7 +38,6 @@ class Told:
     notes: set[str] = field(default_factory=set)
     suspicions: set[str] = field(default_factory=set)
     shares: dict[str, float] = field(default_factory=dict)
-    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
     typical_depth: float | None = None
     scale: float | None = None
     is_relative: bool = False
@@ -54,7 +52,6 @@ class ToldOfAll:
     notes: set[str] = field(default_factory=set)
     suspicions: Counter[str] = field(default_factory=Counter)
     shares: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    sizes: defaultdict[str, Counter[tuple[int, int]]] = field(default_factory=lambda: defaultdict(Counter))
     typical_depths: list[float] = field(default_factory=list)
     scales: set[float | None] = field(default_factory=set)
     infinite_is_found: bool = False
@@ -66,8 +63,6 @@ class ToldOfAll:
         self.suspicions.update(told.suspicions)
         for name, share in told.shares.items():
             self.shares[name].append(share)
-        for name, size in told.sizes.items():
-            self.sizes[name][size] += 1
         if told.typical_depth is not None:
             self.typical_depths.append(told.typical_depth)
         self.scales.add(told.scale)

@@ -98,16 +98,13 @@ def off_centre(camera: PixelIntrinsics, size: tuple[int, int], said_by: str) -> 
     return told + (f" If the intrinsics refer to another resolution, say so ({said_by})." if said_by else "")
 
 
-def suspicions_of_picture(stored: Stored, image: npt.NDArray[np.uint8]) -> set[str]:
+def suspicions_of_picture(head: bytes, image: npt.NDArray[np.uint8]) -> set[str]:
     """What may be wrong with a picture of 16 bits, which was read with its upper 8.
 
     Args:
-        stored: the picture's file.
+        head: the first bytes of the picture's file.
         image: (H, W, 3), as read.
     """
-    if stored.read is not None or stored.path.suffix.lower() in {".jpg", ".jpeg"}:
-        return set()
-    head = _head(stored.path)
     if not _has_16_bits(head):
         return set()
     if _is_grey(head):

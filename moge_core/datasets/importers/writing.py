@@ -26,7 +26,7 @@ from moge_core.datasets.importers.instance_files import FILE_NAMES, encoded
 from moge_core.datasets.importers.leftovers import find_leftovers, remove_instances
 from moge_core.datasets.importers.origins import Origins, Standing, check_target, check_unused
 from moge_core.datasets.importers.records import ImportSettings, Record, finding_of
-from moge_core.datasets.importers.reports import ImportReport, Result, Tally, median
+from moge_core.datasets.importers.reports import ImportReport, Result, Tally, unit_of
 from moge_core.datasets.importers.same_source import Sample, earlier_imports, refuse_other_source
 from moge_core.datasets.importers.shared_cameras import check_one_size, each_of_one_size
 from moge_core.datasets.importers.suspicions import unlikely_depth
@@ -237,24 +237,19 @@ class _Writer:
             return Result(record.name, finding=finding_of(record.name, error))
 
     def _write(self, record: Record) -> Result:
-        from moge_core.geometry import intrinsics_to_fov
-
         folder = self.out / record.name
         check_target(folder, record)
         origin = self.origins.of(record)
-        unit = record.depth_unit if record.is_metric else None
         standing = self.origins.standing(record, folder, origin)
         if standing is None and self.is_first:
             check_unused(folder)
         if standing is not None and standing.is_current:
             return Result(record.name, lacks_pose=standing.lacks_pose, depth_unit=standing.meta.get("depth_unit"))
         frame = read_frame(record, self.settings)
-        if frame.told.is_relative:
-            unit = None
         own_keys = {} if standing is None else standing.own_keys()
         is_edited = standing is not None and standing.is_edited(folder)
         # Everything is encoded before the folder is touched: what cannot be stored leaves it as it was.
-        contents = encoded(frame, record, unit, self.settings.label_type, origin, own_keys)
+        contents = encoded(frame, record, unit_of(record, frame), self.settings.label_type, origin, own_keys)
         if standing is not None:
             frame.told.suspicions |= _lost(standing, folder, contents)
 
@@ -271,18 +266,7 @@ class _Writer:
         for name, content in contents.items():
             write_bytes(folder / name, content)
 
-        known = frame.depth[np.isfinite(frame.depth)]
-        return Result(
-            record.name,
-            written=True,
-            replaced=standing is not None,
-            edited=is_edited,
-            depth_median=float(np.median(known)) * (unit or 1.0) if known.size else np.nan,
-            valid_share=known.size / frame.depth.size,
-            fov_x_deg=float(np.degrees(intrinsics_to_fov(frame.intrinsics)[0])),
-            depth_unit=unit,
-            told=frame.told,
-        )
+        return Result.of_frame(record, frame, replaced=standing is not None, edited=is_edited)
 
 
 def _lost(standing: Standing, folder: Path, contents: Mapping[str, bytes]) -> set[str]:
@@ -352,7 +336,6 @@ def _report_of(
     leftovers: list[str],
     source: Path,
 ) -> ImportReport:
-    unit = tally.depth_units.pop() if len(tally.depth_units) == 1 else None
     call = current_call()
     return ImportReport(
         out_dir=out,
@@ -360,13 +343,9 @@ def _report_of(
         num_written=len(tally.medians),
         skipped=skipped,
         notes=notes,
-        median_depth_m=median(tally.medians),
-        valid_share=median(tally.valid_shares),
-        fov_x_deg=median(tally.fovs_x),
         log_path=import_log_path(out),
         label_type=settings.label_type,
-        metric=None if tally.depth_units else unit is not None,
-        depth_unit=unit,
+        **tally.measures(),
         num_replaced=tally.counts["replaced"],
         leftovers=[] if settings.prune else leftovers,
         num_removed=len(leftovers) if settings.prune else 0,
